@@ -1,0 +1,74 @@
+# Every command a user types. `make` alone lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV   ?= .venv
+PY     := $(VENV)/bin/python
+UV_VERSION := 0.13.8
+
+PROFILE ?= laptop
+export PYTHONPATH := $(CURDIR)
+
+.PHONY: help
+help: ## Show this list
+	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## (.*)/\1\t\2/' \
+	  | awk -F'\t' '{printf "  \033[1mmake %-24s\033[0m %s\n", $$1, $$2}'
+
+.PHONY: setup
+setup: $(VENV)/.ready ## Make the environment in .venv (every other command does it by itself)
+
+# uv from the PATH where there is one, else fetched by pip into the environment.
+$(VENV)/.ready: requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed; $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make PYTHON=python3.11"; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@command -v uv >/dev/null || test -x $(VENV)/bin/uv || $(PY) -m pip install --quiet uv==$(UV_VERSION)
+	@uv=$$(command -v uv || echo $(VENV)/bin/uv); $$uv pip install --quiet --python $(PY) --require-hashes -r requirements.lock
+	@touch $@
+
+.PHONY: lock
+lock: $(VENV)/.ready ## Resolve requirements.lock again (maintainers)
+	uv=$$(command -v uv || echo $(VENV)/bin/uv); $$uv pip compile pyproject.toml --extra suite --extra dev --universal --python-version 3.11 \
+	  --generate-hashes --no-emit-index-url --no-header --quiet -o requirements.lock
+
+# Every command below starts from the environment; the directory is the package root, so nothing needs installing.
+READY := $(VENV)/.ready
+chosen := --profile $(PROFILE) $(if $(NORMS),--norms $(NORMS)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(RESULTS),--results $(RESULTS))
+overrides := $(if $(DEVICE),device=$(DEVICE)) $(if $(DATA),data=$(DATA)) $(if $(TRACKING),tracking=$(TRACKING)) $(OVERRIDES)
+# reproduce-order-embeddings -> order_embeddings
+group = $(subst -,_,$*)
+
+.PHONY: experiments
+experiments: $(READY) ## List the experiments and their claims
+	@$(PY) -m scripts.experiments
+
+reproduce-%: $(READY) ## Run an experiment, judge its claims, draw its figure (PROFILE= NORMS= SEEDS= DEVICE= OVERRIDES=)
+	@$(PY) -m scripts.reproduce $(group) $(chosen) $(overrides)
+
+plan-%: $(READY) ## Show what would run, what is done and how long the rest takes
+	@$(PY) -m scripts.plan $(group) $(chosen)
+
+verdict-%: $(READY) ## Judge an experiment's claims again from its files, without training
+	@$(PY) -m scripts.verdict $(group) --profile $(PROFILE) $(if $(RESULTS),--results $(RESULTS))
+
+.PHONY: readme bench bench-train test lint clean
+readme: $(READY) ## Rewrite the README's results table from the verdicts
+	@$(PY) -m scripts.readme
+
+bench: $(READY) ## Time the recurrent layers against their peers
+	@$(PY) -m scripts.bench $(BENCH)
+
+bench-train: $(READY) ## Time the training loop against a bare PyTorch loop
+	@$(PY) -m scripts.bench_train
+
+test: $(READY) ## Run the tests
+	@$(PY) -m pytest -n 2 --dist loadfile $(PYTEST)
+
+lint: $(READY) ## Check style (ruff) and types (mypy)
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check --quiet . || { echo "run: $(VENV)/bin/ruff format ."; exit 1; }
+	@$(VENV)/bin/mypy
+
+clean: ## Remove the environment and caches; results stay
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Thin command lines over ln; no logic of their own."""

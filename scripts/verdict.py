@@ -1,0 +1,23 @@
+"""`make verdict-<experiment>`: judge the claims again from the files, without training."""
+
+import argparse
+
+from ln.config import Mistake, fail
+from ln.report import conclude, terminal_table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("group")
+    parser.add_argument("--profile", default="laptop")
+    parser.add_argument("--results", default="results")
+    arguments = parser.parse_args()
+    try:
+        verdicts, figure = conclude(arguments.group, arguments.profile, arguments.results)
+    except Mistake as mistake:
+        fail(mistake)
+    print(f"{terminal_table(verdicts)}\n\nfigure: {figure or 'none, no run is finished'}")
+
+
+if __name__ == "__main__":
+    main()
