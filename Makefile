@@ -14,7 +14,9 @@ export PYTHONPATH := $(CURDIR)
 .PHONY: help
 help: ## Show this list
 	@grep -hE '^[a-z%-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z%-]+):.*## (.*)/\1\t\2/' \
-	  | awk -F'\t' '{printf "  \033[1mmake %-24s\033[0m %s\n", $$1, $$2}'
+	  | awk -F'\t' '{sub("%", "<experiment>", $$1); printf "  \033[1mmake %-26s\033[0m %s\n", $$1, $$2}'
+
+	@echo "experiments: $(subst _,-,$(basename $(notdir $(wildcard configs/claims/*.yaml))))"
 
 .PHONY: setup
 setup: $(VENV)/.ready ## Make the environment in .venv (every other command does it by itself)
@@ -38,10 +40,6 @@ chosen := --profile $(PROFILE) $(if $(NORMS),--norms $(NORMS)) $(if $(SEEDS),--s
 overrides := $(if $(DEVICE),device=$(DEVICE)) $(if $(DATA),data=$(DATA)) $(if $(TRACKING),tracking=$(TRACKING)) $(OVERRIDES)
 # reproduce-order-embeddings -> order_embeddings
 group = $(subst -,_,$*)
-
-.PHONY: experiments
-experiments: $(READY) ## List the experiments and their claims
-	@$(PY) -m scripts.experiments
 
 reproduce-%: $(READY) ## Run an experiment, judge its claims, draw its figure (PROFILE= NORMS= SEEDS= DEVICE= OVERRIDES=)
 	@$(PY) -m scripts.reproduce $(group) $(chosen) $(overrides)

@@ -47,7 +47,10 @@ def network(inputs: int, hidden: int, norm: str, dtype: torch.dtype, eps: float)
     normalization = norms.get(norm)
     layers: list[nn.Module] = []
     for size in (inputs, hidden):
-        linear = nn.Linear(size, hidden, bias=norm in ("none", "weight"))
+        linear = nn.utils.skip_init(nn.Linear, size, hidden, bias=norm in ("none", "weight"))
+        nn.init.xavier_normal_(linear.weight)
+        if linear.bias is not None:
+            nn.init.zeros_(linear.bias)
         layers += [normalization.wrap_linear(linear), normalization.make(hidden, eps=eps), nn.Tanh()]
     return nn.Sequential(*layers, nn.Linear(hidden, 10)).to(dtype)
 

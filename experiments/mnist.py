@@ -33,8 +33,8 @@ def mlp(pixels: int, norm: str, settings: Settings) -> nn.Sequential:
     for inputs, units in ((pixels, settings.hidden), (settings.hidden, settings.hidden), (settings.hidden, CLASSES)):
         logits = units == CLASSES
         normalized = norm in ("layer", "batch") and (not logits or (norm == "batch" and settings.batch_norm_logits))
-        linear = nn.Linear(inputs, units, bias=not normalized)
-        # The same draws for every norm: runs of one seed start from the same weights and can be compared in pairs.
+        # One draw per weight matrix and no other: runs of one seed start from the same weights whatever the norm.
+        linear = nn.utils.skip_init(nn.Linear, inputs, units, bias=not normalized)
         nn.init.kaiming_normal_(linear.weight, nonlinearity="linear" if logits else "relu")
         if linear.bias is not None:
             nn.init.zeros_(linear.bias)

@@ -151,14 +151,28 @@ def zero_allowed(default: Any) -> Any:
 
 def identity(recipe: Recipe, source: dict[str, str]) -> dict[str, Any]:
     """What makes a run this run and no other: the recipe without where it runs, and the data it is trained on."""
-    fields = dataclasses.asdict(recipe)
-    for key in (*NOT_IDENTITY, "data"):
-        del fields[key]
+    fields = {key: value for key, value in dataclasses.asdict(recipe).items() if key not in (*NOT_IDENTITY, "data")}
     return {**json.loads(json.dumps(fields)), "source": source}
 
 
-def identity_hash(identity: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+def identity_hash(recipe: Recipe, source: dict[str, str]) -> str:
+    """A short hash of the identity without what stands at its default.
+
+    So a new setting leaves the runs made before it valid; a default, once runs exist, must not change its meaning.
+    """
+    fields = {key: value for key, value in _without_defaults(recipe).items() if key not in (*NOT_IDENTITY, "data")}
+    return hashlib.sha256(json.dumps({**fields, "source": source}, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _without_defaults(settings: Any) -> dict[str, Any]:
+    found = {}
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            found[field.name] = _without_defaults(value)
+        elif value != field.default:
+            found[field.name] = value
+    return found
 
 
 def differing(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

@@ -64,8 +64,8 @@ class Run:
             Mistake: the folder holds another recipe's run, belongs to a living process, or cannot be written.
         """
         folder = run_folder(recipe.results, recipe.profile, recipe.experiment, recipe.norm.name, recipe.seed)
-        wanted = identity(recipe, source)
-        run = cls(folder, recipe, source, {"status": RUNNING, "hash": identity_hash(wanted), "identity": wanted})
+        info = {"status": RUNNING, "hash": identity_hash(recipe, source), "identity": identity(recipe, source)}
+        run = cls(folder, recipe, source, info)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             run._take_lock()

@@ -205,7 +205,7 @@ def train(recipe: Recipe, run: Run, task: Task, mirror: Mirror) -> None:
         final=final,
         best_step=loop.best["step"],
         steps=loop.last_step,
-        seconds=round(loop.seconds, 1),
+        seconds=round(loop.seconds, 3),
         steps_per_second=round((loop.last_step - first_step) / max(trained_seconds, 1e-9), 3),
         peak_memory_bytes=peak_memory_bytes(task.device),
         backend=task.backend,
@@ -219,7 +219,7 @@ def diverged(loop: Loop, step: int, bar: tqdm, mirror: Mirror) -> None:
     """A loss that is not finite ends the run; it is a result that the verdicts count."""
     loop.step = step
     mirror.log(loop.record({}, diverged=True))
-    loop.run.finish(DIVERGED, diverged_at=step, seconds=round(loop.seconds, 1), backend=loop.task.backend)
+    loop.run.finish(DIVERGED, diverged_at=step, seconds=round(loop.seconds, 3), backend=loop.task.backend)
     bar.write(f"{loop.run.folder}: diverged, the loss is not finite at step {step}")
 
 

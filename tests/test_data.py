@@ -1,0 +1,100 @@
+"""Finding data: the order of resolution, damaged files, and the reader of MNIST's format."""
+
+import gzip
+import hashlib
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torchvision.datasets
+
+from ln.config import Mistake
+from ln.data import Missing, Source, mnist, resolve
+
+
+def idx(array: np.ndarray) -> bytes:
+    """MNIST's file format: magic, sizes, bytes; gzipped."""
+    header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+    return gzip.compress(header + array.astype(np.uint8).tobytes(), mtime=0)
+
+
+@pytest.fixture
+def small_mnist(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """40 + 10 images in the official format under $LN_DATA, with their checksums made the expected ones."""
+    rng = np.random.default_rng(0)
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    arrays = [rng.integers(0, 256, (40, 28, 28)), np.arange(40) % 10, rng.integers(0, 256, (10, 28, 28)), np.arange(10)]
+    sums = {}
+    for name, array in zip(mnist.FILES, arrays, strict=True):
+        content = idx(array)
+        (raw / name).write_bytes(content)
+        sums[name] = hashlib.sha256(content).hexdigest()
+    monkeypatch.setattr(mnist, "FILES", sums)
+    monkeypatch.setenv("LN_DATA", str(tmp_path))
+    return raw
+
+
+def test_mnist_is_read_and_split(small_mnist: Path) -> None:
+    source = mnist.original(valid=5)
+    digits = source.load()
+    assert source.status == "original"
+    assert {name: tuple(images.shape) for name, images in digits.images.items()} == {
+        "train": (35, 784),
+        "valid": (5, 784),
+        "test": (10, 784),
+    }
+    assert digits.labels["valid"].tolist() == [5, 6, 7, 8, 9]  # the last of the training file
+    assert float(digits.images["train"].min()) >= 0
+    assert float(digits.images["train"].max()) == 1.0
+
+
+@pytest.mark.parametrize("damage", ["truncated", "altered"])
+def test_a_damaged_file_is_an_error_and_nothing_else_is_taken_in_its_place(small_mnist: Path, damage: str) -> None:
+    path = small_mnist / "train-images-idx3-ubyte.gz"
+    content = bytearray(path.read_bytes())
+    if damage == "altered":
+        content[len(content) // 2] ^= 1
+    path.write_bytes(content[:-10] if damage == "truncated" else content)
+    with pytest.raises(Mistake, match=r"train-images-idx3-ubyte.gz is cut short or altered"):
+        resolve("auto", {"original": mnist.original, "embedded": mnist.embedded})
+
+
+@pytest.fixture
+def _nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object, **more: object) -> None:
+        raise RuntimeError("Error downloading train-images-idx3-ubyte.gz")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LN_DATA", raising=False)
+    monkeypatch.setattr(torchvision.datasets, "MNIST", refuse)
+
+
+@pytest.mark.usefixtures("_nowhere")
+def test_original_insists_and_says_where_it_looked() -> None:
+    with pytest.raises(Mistake, match=r"data=original: MNIST .*data/MNIST/raw .*could not be downloaded"):
+        resolve("original", {"original": mnist.original, "embedded": mnist.embedded})
+
+
+@pytest.mark.usefixtures("_nowhere")
+def test_auto_falls_to_embedded_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    source = resolve("auto", {"original": mnist.original, "embedded": mnist.embedded})
+    assert source.status == "embedded"
+    assert "could not be downloaded" in capsys.readouterr().out
+
+
+def test_the_best_that_is_there_is_taken() -> None:
+    def absent() -> Source:
+        raise Missing("not there")
+
+    def made() -> Source:
+        return Source("made", "substitute", "0", lambda: None)
+
+    assert resolve("auto", {"original": absent, "substitute": made, "embedded": made}).status == "substitute"
+
+
+def test_embedded_digits_are_whole_and_disjoint() -> None:
+    digits = mnist.embedded().load()
+    assert [len(digits.labels[name]) for name in ("train", "valid", "test")] == [1297, 200, 300]
+    assert all(set(digits.labels[name].tolist()) == set(range(10)) for name in digits.labels)

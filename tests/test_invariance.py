@@ -1,0 +1,70 @@
+"""Table 1 and equation 13 against what is known of them."""
+
+import pytest
+import torch
+
+from experiments.invariance import (
+    COLUMNS,
+    Settings,
+    fisher_by_differentiation,
+    fisher_by_equation,
+    fisher_row,
+    glm_inputs,
+    table_row,
+)
+
+PAPER = {
+    "batch": [True, False, True, True, True, False],
+    "weight": [True, False, True, False, False, False],
+    "layer": [True, True, False, True, False, True],
+    "none": [False] * 6,
+}
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    torch.manual_seed(0)
+    return torch.rand(200, 30)
+
+
+@pytest.mark.parametrize("norm", list(PAPER))
+def test_table_1(norm: str, images: torch.Tensor) -> None:
+    row = table_row(norm, images, Settings(hidden=16, draws=3, cases=20))
+    assert [row[f"log10_change_{name}"] < -9 for name in COLUMNS] == PAPER[norm]
+    assert all(value < -9 or value > -3 for value in row.values())
+
+
+@pytest.mark.parametrize("norm", ["batch", "weight", "layer", "none"])
+def test_eq13_blocks_are_what_differentiation_gives(norm: str, images: torch.Tensor) -> None:
+    theta = torch.randn(4, 32).double()
+    x = images[:20].double()
+    equation = fisher_by_equation(norm, theta, x)
+    assert torch.allclose(equation, fisher_by_differentiation(norm, theta, x, own=True), rtol=1e-9, atol=1e-12)
+    own_is_all = torch.allclose(equation, fisher_by_differentiation(norm, theta, x, own=False), rtol=1e-6, atol=1e-9)
+    assert own_is_all == (norm != "layer")  # only layer norm couples the units
+
+
+@pytest.mark.parametrize("norm", ["weight", "layer"])
+def test_eq8_the_fisher_matrix_is_the_curvature_of_the_divergence(norm: str, images: torch.Tensor) -> None:
+    theta = torch.randn(3, 8).double()
+    x = images[:10, :6].double()
+    at = torch.log_softmax(glm_inputs(norm, theta, x), dim=1)
+
+    def divergence(changed: torch.Tensor) -> torch.Tensor:
+        there = torch.log_softmax(glm_inputs(norm, changed, x), dim=1)
+        return (at.exp() * (at - there)).sum(1).mean()
+
+    hessian = torch.func.hessian(divergence)(theta)
+    assert torch.allclose(hessian, fisher_by_differentiation(norm, theta, x, own=False), atol=1e-10)
+
+
+@pytest.mark.parametrize("norm", ["batch", "weight", "layer"])
+def test_doubling_the_weights_quarters_the_curvature_and_halves_the_distance(norm: str, images: torch.Tensor) -> None:
+    row = fisher_row(norm, images, Settings(cases=32))
+    assert row["curvature_ratio_ww"] == pytest.approx(1 / 4)
+    assert row["curvature_ratio_wb"] == pytest.approx(1 / 2)
+    assert row["distance_ratio"] == pytest.approx(1 / 2)
+
+
+def test_without_a_norm_doubling_the_weights_does_not(images: torch.Tensor) -> None:
+    assert fisher_row("none", images, Settings(cases=32))["curvature_ratio_ww"] != pytest.approx(1 / 4, rel=0.05)

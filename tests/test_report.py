@@ -1,0 +1,91 @@
+"""What people read: the README's table, the terminal's, the figures, the plan, the help."""
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ln.config import Mistake, Recipe, names
+from ln.plan import cells, duration, wanted
+from ln.report import conclude, groups, readme_block, terminal_table, with_block
+from ln.train import carry_out
+from tests.conftest import ROOT
+
+
+def test_the_readmes_table_is_not_stale() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert with_block(readme, readme_block(ROOT / "results")) == readme, "run `make readme`"
+
+
+def test_every_experiment_has_claims_and_its_command_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for group in groups():
+        assert f"make reproduce-{group.replace('_', '-')}" in readme
+
+
+@pytest.mark.parametrize("experiment", names("experiment"))
+def test_every_recipe_opens_with_its_claim_cost_command_and_deviations(experiment: str) -> None:
+    text = (ROOT / "configs" / "experiment" / f"{experiment}.yaml").read_text()
+    header = "".join(line for line in text.splitlines(keepends=True) if line.startswith("#"))
+    for word in ("Cost:", "Command: make reproduce-", "Deviations"):
+        assert word in header, f"{experiment}.yaml's header names no {word}"
+
+
+def test_conclude_judges_and_draws(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    for norm in ("layer", "batch"):
+        for seed in (0, 1):
+            carry_out(recipe("experiment=mnist_b128", f"norm={norm}", f"seed={seed}"))
+    verdicts, figure = conclude("mnist", "smoke", tmp_path / "results")
+    assert figure is not None
+    assert figure.stat().st_size > 10_000
+    assert figure.with_suffix(".svg").exists()
+    by_claim = {verdict["claim"]: verdict for verdict in verdicts}
+    assert by_claim["mnist_faster_b128"]["verdict"] != "not_run"
+    assert by_claim["mnist_faster_b128"]["seeds"] == [0, 1]
+    assert by_claim["mnist_better_b4"]["verdict"] == "not_run"
+    table = terminal_table(verdicts)
+    assert "[smoke, embedded, 2 seeds]" in re.sub(r"\s+", " ", table)
+    before = figure.read_bytes()
+    assert conclude("mnist", "smoke", tmp_path / "results")[1] == figure
+    assert figure.read_bytes() == before  # the same runs, the same picture
+
+
+def test_conclude_before_anything_ran(tmp_path: Path) -> None:
+    verdicts, figure = conclude("mnist", "laptop", tmp_path)
+    assert figure is None
+    assert {verdict["verdict"] for verdict in verdicts} == {"not_run"}
+
+
+def test_the_plan_tells_what_is_done_and_estimates_the_rest(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
+    carry_out(recipe("experiment=mnist_b128", "norm=layer"))
+    found = cells(tmp_path / "results", "smoke", wanted("mnist", "smoke", "layer,batch", "0,1"))
+    assert len(found) == 2 * 2 * 2
+    states = {(cell.experiment, cell.norm, cell.seed): cell for cell in found}
+    assert states["mnist_b128", "layer", 0].done
+    missing = states["mnist_b128", "batch", 1]
+    assert missing.status == "missing"
+    assert missing.seconds is not None
+    assert missing.seconds > 0
+    assert states["mnist_b4", "layer", 0].seconds is None  # nothing like it ran
+
+
+@pytest.mark.parametrize(
+    ("norms", "seeds", "said"), [("lyer", None, "norm=lyer"), ("", None, "norm="), (None, "one", "seeds=one")]
+)
+def test_a_plan_of_nonsense_is_one_sentence(norms: str | None, seeds: str | None, said: str) -> None:
+    with pytest.raises(Mistake, match=said):
+        wanted("mnist", "laptop", norms, seeds)
+
+
+def test_durations_are_read_at_a_glance() -> None:
+    assert [duration(seconds) for seconds in (12, 200, 6000)] == ["12 s", "3 min", "1 h 40 min"]
+
+
+def test_make_alone_lists_every_command() -> None:
+    said = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    targets = re.findall(r"^([a-z%-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert len(targets) > 8
+    for target in targets:
+        assert f"make {target.replace('%', '<experiment>')}" in said
