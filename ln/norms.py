@@ -1,7 +1,8 @@
 """The norms: what each does to the weights and to the summed inputs of a layer, and its settings in recurrent layers.
 
 A norm is an entry of `NORMS`. Weight norm changes weights and batch and layer norm change activations, so an entry is a
-pair of functions and every model applies both. `NormConfig` holds what the recurrent layers need to know beyond the name.
+pair of functions and every model applies both. `NormConfig` holds what the recurrent layers need to know beyond the
+name.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class Normalization:
     """One norm for feed-forward layers.
 
     wrap_linear: a linear or convolutional module -> the same computation with its weights reparameterized.
-    make: (num_features, eps=1e-5, unbiased=False) -> a module for summed inputs (N, num_features). `unbiased` concerns the
-        variance over a batch during training, and so batch norm only.
+    make: (num_features, eps=1e-5, unbiased=False) -> a module for summed inputs (N, num_features). `unbiased` concerns
+        the variance over a batch during training, and so batch norm only.
     """
 
     wrap_linear: Callable[[nn.Module], nn.Module]
@@ -37,7 +38,8 @@ class Normalization:
 
 
 class UnbiasedBatchNorm1d(nn.BatchNorm1d):
-    """BatchNorm1d that also normalizes by the unbiased variance (n - 1) while training; torch uses it for the average only.
+    """BatchNorm1d that also normalizes by the unbiased variance (n - 1) while training; torch uses it for the average
+    only.
 
     Input and output (N, C) or (N, C, L). The estimator matters at batch size 4, the right half of the paper's figure 6.
     """
@@ -51,7 +53,8 @@ class UnbiasedBatchNorm1d(nn.BatchNorm1d):
             raise ValueError(
                 f"the unbiased variance needs at least 2 values per feature, but the input is {tuple(input.shape)}"
             )
-        # (x - m) / sqrt(v n/(n-1) + eps) = sqrt(s) (x - m) / sqrt(v + s eps), with s = (n-1)/n and v the biased variance.
+        # (x - m) / sqrt(v n/(n-1) + eps) = sqrt(s) (x - m) / sqrt(v + s eps), with s = (n-1)/n and v the biased
+        # variance.
         s = (n - 1) / n
         assert self.momentum is not None
         if self.num_batches_tracked is not None:
@@ -98,11 +101,11 @@ class NormConfig:
     """A norm inside a recurrent layer. Hashable; a setting that makes no sense raises ValueError.
 
     name: none, batch, weight or layer.
-    sites: which terms are normalized; None means the cell's default: LSTM (input, recurrent, cell), GRU (input, recurrent),
-        RNN (sum). ("cell",) is the LSTM of the paper's DRAW model; "sum" is equation 4.
+    sites: which terms are normalized; None means the cell's default: LSTM (input, recurrent, cell), GRU (input,
+        recurrent), RNN (sum). ("cell",) is the LSTM of the paper's DRAW model; "sum" is equation 4.
     eps: added to the variance, inside the root. gain_init: None means 1.0, or 0.1 for batch norm (Cooijmans et al.).
     inner_bias: normalize W_ih x + inner_bias_ih in place of W_ih x (layer norm; keeps the grey level of a scalar input).
-    max_steps, momentum: steps with batch statistics of their own, and the weight of a new batch in their moving average.
+    max_steps, momentum: steps with batch statistics of their own, and the weight of a new batch in their average.
     """
 
     name: str = "layer"
@@ -148,7 +151,8 @@ class NormConfig:
         return self.gain_init if self.gain_init is not None else (0.1 if self.name == "batch" else 1.0)
 
     def sites_for(self, cell: str) -> tuple[str, ...]:
-        """The normalized sites in a cell ("lstm", "gru" or "rnn"), in the order of SITES; ValueError where it has no such site."""
+        """The normalized sites in a cell ("lstm", "gru" or "rnn"), in the order of SITES; ValueError where it has no
+        such site."""
         if self.name in ("none", "weight"):
             return ()
         sites = _DEFAULT_SITES[cell] if self.sites is None else self.sites

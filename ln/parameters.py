@@ -1,0 +1,213 @@
+"""What the recurrent modules and cells have in common: parameters, their init, batch statistics, and input checks.
+
+Shapes: T time, B batch, D input, H hidden, G gates (4H LSTM, 3H GRU, H RNN).
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ln.norms import NormConfig
+from ln.reference import Params, Stats
+
+_GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+_FIELD = {"input": "ih", "recurrent": "hh", "cell": "c", "sum": "ih"}
+_PLAIN = NormConfig("none")
+
+
+class NormalizedRecurrence(nn.Module):
+    """Parameters and batch statistics of recurrent layers, told apart by a suffix such as "_l0_reverse" ("" in a
+    cell)."""
+
+    def __init__(
+        self, cell: str, hidden_size: int, bias: bool, norm: str | NormConfig, backend: str, factory: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        if hidden_size < 1:
+            raise ValueError(f"hidden_size={hidden_size} must be at least 1")
+        self.cell, self.hidden_size, self.bias, self.backend = cell, hidden_size, bias, backend
+        self.norm = NormConfig.of(norm)
+        self.sites = self.norm.sites_for(cell)
+        # Weight norm is done with before the recurrence starts, so that the backends never see it.
+        self.kernel_norm = self.norm if self.sites else _PLAIN
+        self.backend_used: str | None = None
+        self._factory = factory
+        self._suffixes: list[str] = []
+        self._collecting = False
+
+    def add_direction(self, suffix: str, input_size: int, states: tuple[str, ...] = ()) -> None:
+        """Register the parameters and buffers of one layer in one direction; `states` names its learned initial
+        states."""
+        if input_size < 1:
+            raise ValueError(f"input_size={input_size} must be at least 1")
+        H = self.hidden_size
+        G = _GATES[self.cell] * H
+        self._suffixes.append(suffix)
+        sizes: dict[str, tuple[int, ...]] = {}
+        for name, columns in (("weight_ih", input_size), ("weight_hh", H)):
+            if self.norm.name == "weight":
+                sizes |= {f"{name}{suffix}_g": (G, 1), f"{name}{suffix}_v": (G, columns)}
+            else:
+                sizes[f"{name}{suffix}"] = (G, columns)
+        if self.bias:
+            sizes |= {f"bias_ih{suffix}": (G,), f"bias_hh{suffix}": (G,)}
+        if self.norm.inner_bias:
+            sizes[f"inner_bias_ih{suffix}"] = (G,)
+        widths = {_FIELD[site]: H if site == "cell" else G for site in self.sites}
+        sizes |= {f"gain_{field}{suffix}": (width,) for field, width in widths.items()}
+        if "cell" in self.sites and self.bias:
+            sizes[f"bias_c{suffix}"] = (H,)
+        sizes |= {f"{state}{suffix}": (H,) for state in states}
+        for name, size in sizes.items():
+            self.register_parameter(name, nn.Parameter(torch.empty(size, **self._factory)))
+        if self.norm.name == "batch" and self.sites:
+            steps = self.norm.max_steps
+            for field, width in widths.items():
+                self.register_buffer(f"running_mean_{field}{suffix}", torch.zeros(steps, width, **self._factory))
+                self.register_buffer(f"running_var_{field}{suffix}", torch.ones(steps, width, **self._factory))
+            tracked = torch.zeros(steps, dtype=torch.int64, device=self._factory["device"])
+            self.register_buffer(f"batches_tracked{suffix}", tracked)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Weights as in torch.nn, uniform in +-1/sqrt(H), and so the biases without normalized sites. With them gains
+        start at the config's gain and biases at 0 (section 6 of the paper). Learned states start at 0."""
+        bound = 1 / math.sqrt(self.hidden_size)
+        for name, parameter in self.named_parameters(recurse=False):
+            if name.startswith("gain_"):
+                nn.init.constant_(parameter, self.norm.initial_gain)
+            elif name.startswith(("h0", "c0", "bias_c")) or (name.startswith("bias_") and self.sites):
+                nn.init.zeros_(parameter)
+            elif not name.endswith("_g"):
+                # The inner bias too: at 0, equation 15 would cancel the scale of a scalar input from the start.
+                nn.init.uniform_(parameter, -bound, bound)
+        for name, parameter in self.named_parameters(recurse=False):
+            if name.endswith("_g"):
+                v = self.get_parameter(name[:-1] + "v")
+                parameter.copy_(v.norm(dim=1, keepdim=True))
+
+    def weight(self, name: str) -> Tensor:
+        """A weight matrix; under weight norm g v / ||v||, row by row."""
+        if self.norm.name != "weight":
+            return getattr(self, name)
+        v = getattr(self, f"{name}_v")
+        return v * (getattr(self, f"{name}_g") / v.norm(dim=1, keepdim=True))
+
+    @torch.no_grad()
+    def set_weight(self, name: str, value: Tensor) -> None:
+        """Give a weight matrix a value; under weight norm v gets it and g its rows' lengths."""
+        if self.norm.name == "weight":
+            getattr(self, f"{name}_v").copy_(value)
+            getattr(self, f"{name}_g").copy_(value.norm(dim=1, keepdim=True))
+        else:
+            getattr(self, name).copy_(value)
+
+    def params(self, suffix: str, dtype: torch.dtype) -> Params:
+        """The parameters of one layer and direction in a dtype, with the fields a backend expects."""
+
+        def field(name: str) -> Tensor | None:
+            value = getattr(self, name + suffix, None)
+            return None if value is None else value.to(dtype)
+
+        weights = (self.weight(f"weight_{term}{suffix}").to(dtype) for term in ("ih", "hh"))
+        return Params(*weights, *(field(name) for name in Params._fields[2:]))
+
+    @property
+    def uses_batch_statistics(self) -> bool:
+        return self.kernel_norm.name == "batch" and (self.training or self._collecting)
+
+    def population(self, suffix: str, first: int, steps: int, dtype: torch.dtype) -> Stats | None:
+        """The moving averages of steps first ... first + steps - 1 for evaluation; past the last step ever trained, its
+        own."""
+        if self.kernel_norm.name != "batch" or self.uses_batch_statistics:
+            return None
+        tracked: Tensor = getattr(self, f"batches_tracked{suffix}")
+        last = ((tracked > 0).sum() - 1).clamp(min=0)
+        rows = torch.arange(first, first + steps, device=tracked.device).minimum(last)
+        values = (getattr(self, f"running_{name}{suffix}", None) for name in Stats._fields)
+        return Stats(*(None if value is None else value[rows].to(dtype) for value in values))
+
+    @torch.no_grad()
+    def track(self, suffix: str, first: int, steps: int, used: Stats | None) -> None:
+        """Move the averages of steps first ... first + steps - 1 towards the statistics used."""
+        if used is None or not self.uses_batch_statistics:
+            return
+        tracked = getattr(self, f"batches_tracked{suffix}")[first : first + steps]
+        tracked += 1
+        # The plain mean of all batches until it weighs a new batch less than momentum does: no trace of the init
+        # remains.
+        share = (1 / tracked).clamp(min=0.0 if self._collecting else self.norm.momentum).unsqueeze(-1)
+        for name, value in zip(Stats._fields, used, strict=True):
+            if value is not None:
+                running = getattr(self, f"running_{name}{suffix}")[first : first + steps]
+                running.lerp_(value[:steps].detach().to(running.dtype), share.to(running.dtype))
+
+    def start_collecting(self) -> None:
+        """Forget the moving averages and average the statistics of the batches to come, whatever the mode."""
+        for suffix in self._suffixes:
+            getattr(self, f"batches_tracked{suffix}").zero_()
+        self._collecting = True
+
+    def stop_collecting(self) -> None:
+        self._collecting = False
+
+    def matched(self, x: Tensor, shape: str, input_size: int) -> Tensor:
+        """x after the checks of its shape, device and dtype; under autocast in the dtype of the parameters."""
+        axes = shape.strip("()").split(", ")
+        if x.dim() != len(axes) or x.shape[-1] != input_size:
+            raise ValueError(f"input must be {shape} with D = {input_size}, but is {tuple(x.shape)}")
+        parameter = self._reference_parameter()
+        if x.device != parameter.device:
+            raise ValueError(
+                f"input is on {x.device}, but the parameters are on {parameter.device}; move one to the other"
+            )
+        if torch.is_autocast_enabled(x.device.type) and x.is_floating_point():
+            x = x.to(parameter.dtype)
+        if x.dtype != parameter.dtype:
+            raise ValueError(f"input is {x.dtype}, but the parameters are {parameter.dtype}; convert one to the other")
+        return x
+
+    def matched_state(self, state: Tensor, name: str, x: Tensor, shape: tuple[int, ...], letters: str) -> Tensor:
+        """An initial state after the same checks."""
+        if not isinstance(state, Tensor) or tuple(state.shape) != shape:
+            found = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
+            raise ValueError(f"{name} must be {letters} = {shape}, but is {found}")
+        if state.device != x.device:
+            raise ValueError(f"{name} is on {state.device}, but the input is on {x.device}; move one to the other")
+        if torch.is_autocast_enabled(x.device.type) and state.is_floating_point():
+            state = state.to(x.dtype)
+        if state.dtype != x.dtype:
+            raise ValueError(f"{name} is {state.dtype}, but the input is {x.dtype}; convert one to the other")
+        return state
+
+    def check_steps(self, first: int, steps: int) -> None:
+        """Batch norm in training has no statistics to keep beyond max_steps."""
+        if self.uses_batch_statistics and first + steps > self.norm.max_steps:
+            raise ValueError(
+                f"batch norm keeps statistics for max_steps={self.norm.max_steps} steps, but training reached step "
+                f"{first + steps}; raise NormConfig.max_steps or cut the sequences"
+            )
+
+    def _reference_parameter(self) -> nn.Parameter:
+        return next(self.parameters())
+
+    def extra_repr(self) -> str:
+        sites = f", sites={self.sites}" if self.sites else ""
+        return f"hidden_size={self.hidden_size}, norm={self.norm.name}{sites}, backend={self.backend}"
+
+
+def working_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Half precision is computed in float32: sums over features and over time would lose it."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """A context in which autocast leaves the recurrence alone."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()

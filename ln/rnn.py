@@ -1,0 +1,355 @@
+"""LSTM, GRU and RNN modules and cells with a norm inside, shaped after torch.nn.
+
+Shapes: T time, B batch, D input, H hidden, L layers x directions, G gates (4H LSTM: i, f, g, o; 3H GRU: r, z, n; H
+RNN). Equation numbers are those of "Layer Normalization" (Ba, Kiros, Hinton 2016), arXiv 1607.06450.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ln import kernels
+from ln.norms import NormConfig
+from ln.parameters import NormalizedRecurrence, without_autocast, working_dtype
+
+
+class _Recurrent(NormalizedRecurrence):
+    """Layers and directions around a backend's sequence function."""
+
+    def __init__(
+        self,
+        cell: str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        *,
+        norm: str | NormConfig = "layer",
+        backend: str = "auto",
+        learn_state: bool = False,
+        recompute: bool = False,
+        nonlinearity: str = "tanh",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(cell, hidden_size, bias, norm, backend, {"device": device, "dtype": dtype})
+        if num_layers < 1:
+            raise ValueError(f"num_layers={num_layers} must be at least 1")
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout={dropout} must lie in [0, 1]")
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"nonlinearity={nonlinearity} is unknown; choose tanh or relu")
+        self.input_size, self.num_layers, self.batch_first = input_size, num_layers, batch_first
+        self.dropout, self.bidirectional = dropout, bidirectional
+        self.learn_state, self.recompute, self.nonlinearity = learn_state, recompute, nonlinearity
+        self.state_names = ("h0", "c0") if cell == "lstm" else ("h0",)
+        self.num_directions = 2 if bidirectional else 1
+        for layer in range(num_layers):
+            width = input_size if layer == 0 else hidden_size * self.num_directions
+            for suffix in (f"_l{layer}", f"_l{layer}_reverse")[: self.num_directions]:
+                self.add_direction(suffix, width, self.state_names if learn_state else ())
+        self.reset_parameters()
+
+    def _run(
+        self, x: Tensor, state: tuple[Tensor, ...] | None, lengths: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """All layers and directions; state and result: one tensor (L, B, H) per name in state_names."""
+        x = self.matched(x, "(B, T, D)" if self.batch_first else "(T, B, D)", self.input_size)
+        if self.batch_first:
+            x = x.transpose(0, 1)
+        T, B, _ = x.shape
+        if T == 0:
+            raise ValueError("input must hold at least one step, but T = 0")
+        self.check_steps(0, T)
+        state = self._initial(x, state)
+        if lengths is None and self._torch_is_fastest(x):
+            output, state = self._torch(x, state)
+        else:
+            output, state = self._layers(x, state, None if lengths is None else self._checked_lengths(lengths, T, B))
+        return (output.transpose(0, 1) if self.batch_first else output), state
+
+    def _initial(self, x: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
+        L, B = len(self._suffixes), x.shape[1]
+        shape = (L, B, self.hidden_size)
+        if state is not None:
+            pairs = zip(self.state_names, state, strict=True)
+            return tuple(self.matched_state(value, name, x, shape, "(L, B, H)") for name, value in pairs)
+        if not self.learn_state:
+            return tuple(x.new_zeros(shape) for _ in self.state_names)
+        learned = (
+            torch.stack([getattr(self, name + suffix) for suffix in self._suffixes]) for name in self.state_names
+        )
+        return tuple(value.unsqueeze(1).expand(shape) for value in learned)
+
+    def _checked_lengths(self, lengths: Tensor, T: int, B: int) -> Tensor:
+        if lengths.shape != (B,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
+            found = f"{tuple(lengths.shape)} of {lengths.dtype}"
+            raise ValueError(f"lengths must be (B,) = ({B},) integers, but are {found}")
+        lengths = lengths.to("cpu", torch.int64)
+        low, high = (int(value) for value in lengths.aminmax()) if B else (0, 0)
+        if low < 0 or high > T:
+            raise ValueError(f"lengths must lie in 0 ... T = {T}, but range over {low} ... {high}")
+        return lengths
+
+    def _layers(
+        self, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        dtype, T = x.dtype, x.shape[0]
+        backend = kernels.resolve(self.backend, x.device, working_dtype(dtype), self.cell, self.kernel_norm)
+        self.backend_used = kernels.name_of(backend)
+        x, state = x.to(working_dtype(dtype)), tuple(value.to(working_dtype(dtype)) for value in state)
+        steps, backwards = T, None
+        if lengths is not None:
+            steps, lengths = int(lengths.max()), lengths.to(x.device)
+            time = torch.arange(T, device=x.device).unsqueeze(1)
+            past = (time >= lengths).unsqueeze(-1)
+            # Whatever the padding holds, infinities included, must touch neither results nor gradients.
+            x = x.masked_fill(past, 0)
+            backwards = torch.where(past.squeeze(-1), time, lengths - 1 - time).unsqueeze(-1)
+        finals: list[tuple[Tensor, ...]] = []
+        with without_autocast(x.device):
+            for layer in range(self.num_layers):
+                outputs = []
+                for direction in range(self.num_directions):
+                    index = layer * self.num_directions + direction
+                    initial = tuple(value[index] for value in state)
+                    turned = _reversed(x, backwards) if direction else x
+                    output, final = self._direction(backend, self._suffixes[index], turned, initial, lengths, steps)
+                    outputs.append(_reversed(output, backwards) if direction else output)
+                    finals.append(final)
+                x = torch.cat(outputs, -1) if self.bidirectional else outputs[0]
+                if layer < self.num_layers - 1:
+                    x = F.dropout(x, self.dropout, self.training)
+        return x.to(dtype), tuple(torch.stack(values).to(dtype) for values in zip(*finals, strict=True))
+
+    def _direction(
+        self, backend: Any, suffix: str, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None, steps: int
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        stats = self.population(suffix, 0, x.shape[0], x.dtype)
+        arguments: dict[str, Any] = {"lengths": lengths, "stats": stats, "recompute": self.recompute}
+        if self.cell == "rnn":
+            arguments["nonlinearity"] = self.nonlinearity
+        run = getattr(backend, self.cell)
+        output, *final, used = run(x, *state, self.params(suffix, x.dtype), self.kernel_norm, **arguments)
+        self.track(suffix, 0, steps, used)
+        return output, tuple(final)
+
+    def _torch_is_fastest(self, x: Tensor) -> bool:
+        """Without norms in the recurrence torch has cuDNN on CUDA, and oneDNN for the float32 LSTM on the CPU."""
+        if self.backend != "auto" or self.kernel_norm.name != "none" or self.recompute:
+            return False
+        return x.device.type == "cuda" or (self.cell == "lstm" and x.device.type == "cpu" and x.dtype == torch.float32)
+
+    def _torch(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        function = getattr(torch._VF, {"rnn": f"rnn_{self.nonlinearity}"}.get(self.cell, self.cell))
+        weights = []
+        for suffix in self._suffixes:
+            p = self.params(suffix, x.dtype)
+            weights += [value for value in p[:4] if value is not None]
+        hidden = state if self.cell == "lstm" else state[0]
+        flags = (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional, False)
+        output, *final = function(x, hidden, weights, *flags)
+        self.backend_used = "torch.nn"
+        return output, tuple(final)
+
+
+def _reversed(x: Tensor, backwards: Tensor | None) -> Tensor:
+    """x (T, B, n) backwards in time, within each row's length where `backwards` (T, B, 1) gives the step to read."""
+    return x.flip(0) if backwards is None else x.gather(0, backwards.expand(-1, -1, x.shape[-1]))
+
+
+class LSTM(_Recurrent):
+    """LSTM with a norm inside, equations 20 to 22 of the paper.
+
+    input_size D, hidden_size H, num_layers, bias, batch_first, dropout, bidirectional: as torch.nn.LSTM.
+    norm: "none", "batch", "weight", "layer" or a `NormConfig`. backend: "auto" or one of `ln.kernels.BACKENDS`; the one
+    that ran is in `backend_used`. learn_state: initial states h0, c0 are parameters. recompute: store less for the
+    backward pass and compute it again.
+
+    forward(x, state=None, lengths=None) -> (output, (h, c)): x (T, B, D), or (B, T, D) with batch_first; state: h and
+    c, each (L, B, H); lengths (B) integers, 0 ... T, best on the CPU (on a GPU their check waits for it); output (T, B,
+    H) or (T, B, 2H), 0 past a row's end; h, c (L, B, H), each row's state at its own last step.
+
+    Parameters, with suffix _l0, _l0_reverse, _l1, ...: weight_ih (G, D), weight_hh (G, H), bias_ih, bias_hh (G) as in
+    torch.nn.LSTM, whose state dict loads under norm="none"; gain_ih, gain_hh (G), gain_c, bias_c (H) where a site is
+    normalized. Under weight norm weight_ih_l0_g (G, 1) and weight_ih_l0_v (G, D) stand for weight_ih_l0.
+
+    The paper normalizes all three sites in the attentive reader and in handwriting, ("input", "recurrent", "cell"), the
+    default; in DRAW the cell alone: NormConfig(sites=("cell",)). The cell state is carried on un-normalized.
+
+    A scalar input (D = 1, pixel by pixel) loses its grey level under layer norm: LN(w x) is the same for every x > 0,
+    up to eps. NormConfig(inner_bias=True) normalizes w x + b in its place, as the authors' code does, and keeps it.
+
+    Batch norm follows Cooijmans et al. 2016 (arXiv 1603.09025): each step has statistics of its own up to max_steps; in
+    evaluation the last ones trained serve all later steps.
+
+    ValueError: wrong shape, device or dtype, lengths outside 0 ... T, more than max_steps steps in training with batch
+    norm. RuntimeError: the backend asked for cannot run here.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, *args: Any, **options: Any) -> None:
+        super().__init__("lstm", input_size, hidden_size, *args, **options)
+
+    def forward(
+        self, x: Tensor, state: tuple[Tensor, Tensor] | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        if state is not None and (not isinstance(state, tuple | list) or len(state) != 2):
+            raise ValueError("state must be the pair (h, c), each (L, B, H)")
+        output, (h, c) = self._run(x, state, lengths)
+        return output, (h, c)
+
+
+class GRU(_Recurrent):
+    """GRU with a norm inside, equations 26 to 28 of the paper, with torch's sign: h' = (1 - z) n + z h.
+
+    Arguments, parameters and errors as in `LSTM`, with gates r, z, n and without c. Layer norm takes its statistics
+    over (r, z) together and over n by itself, for input and recurrent terms separately; r multiplies the normalized
+    recurrent term.
+
+    forward(x, state=None, lengths=None) -> (output, h): x (T, B, D); state and h (L, B, H); output (T, B, H) or (T, B,
+    2H).
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, *args: Any, **options: Any) -> None:
+        super().__init__("gru", input_size, hidden_size, *args, **options)
+
+    def forward(self, x: Tensor, state: Tensor | None = None, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        output, (h,) = self._run(x, None if state is None else (state,), lengths)
+        return output, h
+
+
+class RNN(_Recurrent):
+    """Simple RNN with a norm inside, equation 4 of the paper: f(LN(W_ih x + W_hh h)), the sum normalized once.
+
+    Arguments, parameters and errors as in `LSTM`, with one gate, without c, and with nonlinearity="tanh" or "relu";
+    gain_ih is the gain of the sum. NormConfig(sites=("input", "recurrent")) normalizes the two terms separately.
+
+    forward(x, state=None, lengths=None) -> (output, h): x (T, B, D); state and h (L, B, H); output (T, B, H) or (T, B,
+    2H).
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, *args: Any, **options: Any) -> None:
+        super().__init__("rnn", input_size, hidden_size, *args, **options)
+
+    def forward(self, x: Tensor, state: Tensor | None = None, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        output, (h,) = self._run(x, None if state is None else (state,), lengths)
+        return output, h
+
+
+class _Cell(NormalizedRecurrence):
+    """One step of a recurrence, for models whose input depends on their own state."""
+
+    def __init__(
+        self,
+        cell: str,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        *,
+        norm: str | NormConfig = "layer",
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(cell, hidden_size, bias, norm, backend, {"device": device, "dtype": dtype})
+        self.input_size = input_size
+        self.add_direction("", input_size)
+        self.reset_parameters()
+
+    def _advance(self, x: Tensor, state: tuple[Tensor, ...] | None, step: int | None) -> tuple[Tensor, ...]:
+        x = self.matched(x, "(B, D)", self.input_size)
+        shape, names = (x.shape[0], self.hidden_size), ("h", "c")[: 2 if self.cell == "lstm" else 1]
+        if state is None:
+            state = tuple(x.new_zeros(shape) for _ in names)
+        else:
+            pairs = zip(names, state, strict=True)
+            state = tuple(self.matched_state(value, name, x, shape, "(B, H)") for name, value in pairs)
+        if step is None:
+            if self.kernel_norm.name == "batch":
+                raise ValueError(
+                    "batch norm has statistics of its own for each step; call the cell with step=0, 1, 2, ..."
+                )
+            step = 0
+        if step < 0:
+            raise ValueError(f"step={step} must be at least 0")
+        self.check_steps(step, 1)
+        dtype = working_dtype(x.dtype)
+        backend: Any = kernels.resolve(self.backend, x.device, dtype, self.cell, self.kernel_norm)
+        self.backend_used = kernels.name_of(backend)
+        run = getattr(backend, f"{self.cell}_step")
+        arguments = (value.to(dtype) for value in (x, *state))
+        with without_autocast(x.device):
+            stats = self.population("", step, 1, dtype)
+            *new, used = run(*arguments, self.params("", dtype), self.kernel_norm, stats)
+        self.track("", step, 1, used)
+        return tuple(value.to(x.dtype) for value in new)
+
+
+class LSTMCell(_Cell):
+    """One step of `LSTM`, equations 20 to 22; parameters as there, without a suffix.
+
+    forward(x, state=None, step=None) -> (h, c): x (B, D); state: h and c, each (B, H), zeros if None; step: which step
+    of the sequence this is, 0, 1, ..., needed by batch norm, whose statistics belong to steps. Errors as in `LSTM`.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, *args: Any, **options: Any) -> None:
+        super().__init__("lstm", input_size, hidden_size, *args, **options)
+
+    def forward(
+        self, x: Tensor, state: tuple[Tensor, Tensor] | None = None, step: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if state is not None and (not isinstance(state, tuple | list) or len(state) != 2):
+            raise ValueError("state must be the pair (h, c), each (B, H)")
+        h, c = self._advance(x, state, step)
+        return h, c
+
+
+class GRUCell(_Cell):
+    """One step of `GRU`, equations 26 to 28; parameters as there, without a suffix.
+
+    forward(x, state=None, step=None) -> h (B, H); x (B, D); state h (B, H); step as in `LSTMCell`. Errors as in `LSTM`.
+    """
+
+    def __init__(self, input_size: int, hidden_size: int, *args: Any, **options: Any) -> None:
+        super().__init__("gru", input_size, hidden_size, *args, **options)
+
+    def forward(self, x: Tensor, state: Tensor | None = None, step: int | None = None) -> Tensor:
+        (h,) = self._advance(x, None if state is None else (state,), step)
+        return h
+
+
+def recompute_statistics(model: nn.Module, batches: Iterable[Any], forward: Callable[[Any], Any] | None = None) -> None:
+    """Replace the moving averages of every batch-normalized recurrence in `model` by plain means over `batches`.
+
+    `forward` runs the model on one element of batches; by default it is the model itself. Dropout is off meanwhile, and
+    feed-forward BatchNorm layers keep the statistics they have. ValueError if batches is empty.
+    """
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, NormalizedRecurrence) and module.kernel_norm.name == "batch"
+    ]
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        for layer in layers:
+            layer.start_collecting()
+        count = 0
+        with torch.no_grad():
+            for count, batch in enumerate(batches, start=1):  # noqa: B007
+                (forward or model)(batch)
+        if count == 0:
+            raise ValueError("batches must hold at least one batch to compute statistics from")
+    finally:
+        for layer in layers:
+            layer.stop_collecting()
+        for module, mode in modes.items():
+            module.training = mode
