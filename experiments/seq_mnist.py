@@ -1,0 +1,145 @@
+"""Sequential MNIST, pixel by pixel (Cooijmans et al. 2016, arXiv 1603.09025): an LSTM of 100 units reads the pixels of
+a digit one at a time, in scanline order or in one fixed random order, and names the digit after the last.
+
+Not an experiment of the layer norm paper: it is where recurrent batch norm was published, and layer norm's curve stands
+beside it. Shapes: B batch, T steps, H hidden.
+"""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ln import LSTM, NormConfig
+from ln.config import Mistake, Recipe, zero_allowed
+from ln.data import Source, mnist, resolve
+from ln.task import Shuffled, Task
+
+CLASSES = 10
+EVALUATION_BATCH = 1000
+PERMUTATION_SEED = 0  # one order for all runs, as there is one data set
+
+
+@dataclass
+class Settings:
+    hidden: int = 100
+    side: int = 28  # images are averaged down to side x side pixels
+    permutation: str = "none"  # none | true | replacement (the published code's draw, which repeats pixels)
+    noise: float = zero_allowed(0.1)  # standard deviation added to h0 while training with batch norm
+    layer_gain: float = 1.0  # layer norm's initial gains
+    evaluation_examples: int = 10000  # of the validation split, on the way
+
+
+def shrink(images: Tensor, side: int) -> Tensor:
+    """(N, P) square images averaged down to side x side pixels, still (N, side * side)."""
+    size = round(images.shape[1] ** 0.5)
+    if size % side:
+        raise Mistake(f"model.side={side} does not divide the {size} pixels of an image's side")
+    return F.avg_pool2d(images.view(-1, 1, size, size), size // side).flatten(1)
+
+
+def pixel_order(steps: int, permutation: str) -> Tensor:
+    """(T,) which pixel is read at each step."""
+    rng = np.random.default_rng(PERMUTATION_SEED)
+    orders = {
+        "none": lambda: np.arange(steps),
+        "true": lambda: rng.permutation(steps),
+        # The published code draws with replacement, so that about a third of the pixels is never seen.
+        "replacement": lambda: rng.integers(0, steps, steps),
+    }
+    if permutation not in orders:
+        raise Mistake(f"model.permutation={permutation} is unknown; choose one of {', '.join(orders)}")
+    return torch.from_numpy(orders[permutation]())
+
+
+def norm_for_pixels(norm: NormConfig, steps: int, settings: Settings) -> NormConfig:
+    """Batch norm keeps statistics for every step. Layer norm of a scalar times a vector would lose the grey level, so
+    the bias goes inside its input normalization, as in the layer norm authors' code."""
+    if norm.name == "batch":
+        return dataclasses.replace(norm, max_steps=steps)
+    if norm.name == "layer":
+        return dataclasses.replace(norm, inner_bias=True, gain_init=settings.layer_gain)
+    return norm
+
+
+class Reader(nn.Module):
+    """(T, B, 1) pixels -> (B, 10) logits of the last hidden state."""
+
+    def __init__(self, norm: NormConfig, hidden: int):
+        super().__init__()
+        self.lstm = LSTM(1, hidden, norm=norm, learn_state=True)
+        self.output = nn.Linear(hidden, CLASSES)
+        self.reset()
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """Orthogonal weights, but the identity from state to candidate; forget bias 1, in every norm (both as in the
+        published code)."""
+        hidden = self.lstm.hidden_size
+        weight_ih = nn.init.orthogonal_(torch.empty(4 * hidden, 1))
+        weight_hh = torch.cat([nn.init.orthogonal_(torch.empty(hidden, hidden)) for _ in range(4)])
+        weight_hh[2 * hidden : 3 * hidden] = torch.eye(hidden)
+        self.lstm.set_weight("weight_ih_l0", weight_ih)
+        self.lstm.set_weight("weight_hh_l0", weight_hh)
+        nn.init.zeros_(self.lstm.bias_ih_l0)
+        nn.init.zeros_(self.lstm.bias_hh_l0)
+        self.lstm.bias_ih_l0[hidden : 2 * hidden] = 1.0
+        nn.init.orthogonal_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, pixels: Tensor, noise: float) -> Tensor:
+        batch, hidden = pixels.shape[1], self.lstm.hidden_size
+        h0, c0 = (state.expand(1, batch, hidden) for state in (self.lstm.h0_l0, self.lstm.c0_l0))
+        if noise:
+            # The first pixels are black in every image: without noise their batch variance is zero.
+            h0 = h0 + noise * torch.randn_like(h0)
+        _, (h, _) = self.lstm(pixels, (h0.contiguous(), c0.contiguous()))
+        return self.output(h[0])
+
+
+class SeqMnist(Task):
+    Settings = Settings
+
+    def __init__(self, recipe: Recipe, source: Source, device: torch.device):
+        super().__init__(recipe, source, device)
+        digits: mnist.Digits = source.load()
+        settings: Settings = recipe.model
+        side = min(settings.side, round(digits.pixels**0.5))  # embedded digits have 8 x 8 pixels
+        steps = side * side
+        order = pixel_order(steps, settings.permutation)
+        self.pixels = {k: shrink(v, side)[:, order].to(device) for k, v in digits.images.items()}
+        self.labels = {k: v.to(device) for k, v in digits.labels.items()}
+        self.examples = {k: len(v) for k, v in self.labels.items()}
+        self.noise = settings.noise if recipe.norm.name == "batch" and settings.permutation == "none" else 0.0
+        self.model = Reader(norm_for_pixels(recipe.norm, steps, settings), settings.hidden)
+        self.order = Shuffled(self.examples["train"], recipe.train.batch_size, recipe.seed, device)
+        self.steps_per_epoch = self.order.steps_per_epoch
+
+    @staticmethod
+    def find(request: str) -> Source:
+        return resolve(request, {"original": lambda: mnist.original(valid=10000), "embedded": mnist.embedded})
+
+    @property
+    def backend(self) -> str:  # type: ignore[override]
+        return self.model.lstm.backend_used or "none"  # type: ignore[union-attr,return-value]
+
+    def batch(self, step: int) -> tuple[Tensor, ...]:
+        chosen = self.order.indices(step)
+        return self.pixels["train"][chosen].T.unsqueeze(-1).contiguous(), self.labels["train"][chosen]
+
+    def loss(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        pixels, labels = batch
+        return {"loss": F.cross_entropy(self.model(pixels, self.noise), labels)}
+
+    def evaluate(self, split: str) -> dict[str, float]:
+        most = self.examples[split] if split == "test" else self.recipe.model.evaluation_examples
+        pixels, labels = self.pixels[split][:most], self.labels[split][:most]
+        nll, right = 0.0, 0
+        for x, y in zip(pixels.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True):
+            logits = self.model(x.T.unsqueeze(-1).contiguous(), 0.0)
+            nll += float(F.cross_entropy(logits, y, reduction="sum"))
+            right += int((logits.argmax(1) == y).sum())
+        return {"nll": nll / len(labels), "accuracy": 100 * right / len(labels)}
