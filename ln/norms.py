@@ -104,7 +104,7 @@ class NormConfig:
     sites: which terms are normalized; None means the cell's default: LSTM (input, recurrent, cell), GRU (input,
         recurrent), RNN (sum). ("cell",) is the LSTM of the paper's DRAW model; "sum" is equation 4.
     eps: added to the variance, inside the root. gain_init: None means 1.0, or 0.1 for batch norm (Cooijmans et al.).
-    inner_bias: normalize W_ih x + inner_bias_ih in place of W_ih x (layer norm; keeps the grey level of a scalar input).
+    inner_bias: normalize W_ih x + inner_bias_ih in place of W_ih x (layer norm; keeps a scalar input's grey level).
     max_steps, momentum: steps with batch statistics of their own, and the weight of a new batch in their average.
     """
 

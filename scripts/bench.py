@@ -1,0 +1,355 @@
+"""Time and memory of the recurrent layers beside their peers: `make bench`, or `python -m scripts.bench --help`.
+
+Each implementation runs in a process of its own; rounds go through all of them in turn, so that a busy moment of the
+machine hits all alike. A time is the median over rounds, a ratio the median of the ratios within a round. On one thread
+the processor time counts, on more the wall time. Writes table (stdout), JSON and charts to results/bench.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import resource
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from scripts.bench_peers import IMPLEMENTATIONS, Shape
+
+SHAPES = {
+    "lstm28": Shape("lstm28", "lstm", 28, 128, 28, 128),
+    "lstm784": Shape("lstm784", "lstm", 784, 100, 1, 100),
+    "lstm64": Shape("lstm64", "lstm", 64, 128, 900, 256),
+    "gru20": Shape("gru20", "gru", 20, 128, 300, 1024),
+}
+QUICK = {"quick": Shape("quick", "gru", 6, 8, 4, 16)}
+BASELINE, LOOP, NATIVE = "torch.nn, no norm", "plain loop", "ln native"
+# The longest time against torch.nn and the least speed-up over the plain loop that layer norm on two threads aims at.
+TARGETS = {"lstm28": (1.25, 3.0), "lstm784": (0.6, 3.5), "lstm64": (0.9, 3.2), "gru20": (0.5, 2.3)}
+COMPILE_LIMIT, START_LIMIT = 300, 120  # seconds
+
+
+# ------------------------------------------------------------------------------------------------- one process per peer
+
+
+def worker(shape: Shape, name: str, device: str, threads: int) -> None:
+    """Makes the layer, then runs one pass for each line of stdin and answers its times as JSON."""
+    import torch
+
+    answers, sys.stdout = sys.stdout, sys.stderr
+    torch.set_num_threads(threads)
+
+    def say(**what: Any) -> None:
+        print(json.dumps(what), file=answers, flush=True)
+
+    try:
+        if name not in ("torch.compile", "JAX scan"):
+            IMPLEMENTATIONS[name](
+                replace(shape, T=2), device
+            )()  # libraries load what they need before memory is counted
+        run = IMPLEMENTATIONS[name](shape, device)
+        before = resident()
+        run()
+        run()
+    except Exception as error:
+        say(skipped=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}")
+        return
+    say(ready=True, memory=max(0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before))
+    for _ in sys.stdin:
+        wall, cpu = time.perf_counter(), time.process_time()
+        run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        say(wall=time.perf_counter() - wall, cpu=time.process_time() - cpu)
+
+
+def resident() -> int:
+    """Bytes of memory this process holds now."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+class Peer:
+    """A worker process and its conversation."""
+
+    def __init__(self, shape: Shape, name: str, device: str, threads: int) -> None:
+        command = [
+            sys.executable,
+            "-m",
+            "scripts.bench",
+            "--worker",
+            json.dumps([asdict(shape), name, device, threads]),
+        ]
+        counts = {key: str(threads) for key in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | counts
+        )
+        self.limit = COMPILE_LIMIT if name == "torch.compile" else START_LIMIT
+        self.skipped: str | None = None
+        self.memory = 0
+
+    def wait(self) -> None:
+        """Until the worker has made its layer and warmed up, or has said why it cannot."""
+        answer = self._answer(self.limit)
+        self.skipped, self.memory = answer.get("skipped"), answer.get("memory", 0)
+
+    def _answer(self, limit: float) -> dict[str, Any]:
+        assert self.process.stdout is not None
+        if not select.select([self.process.stdout], [], [], limit)[0]:
+            self.process.kill()
+            return {"skipped": f"no answer within {limit:.0f} s"}
+        line = self.process.stdout.readline()
+        return json.loads(line) if line else {"skipped": f"the process ended with status {self.process.wait()}"}
+
+    def run(self) -> dict[str, float]:
+        assert self.process.stdin is not None
+        print("run", file=self.process.stdin, flush=True)
+        answer = self._answer(START_LIMIT)
+        if "wall" not in answer:
+            raise RuntimeError(answer["skipped"])
+        return answer
+
+    def close(self) -> None:
+        with contextlib.suppress(BrokenPipeError):
+            self.process.communicate()
+
+
+def measure(shape: Shape, names: list[str], device: str, threads: int, rounds: int) -> dict[str, dict[str, Any]]:
+    """By implementation: {ms, cpu_ms, times, memory} or {skipped}; times are what counts at this number of threads."""
+    peers = {}
+    for name in names:  # one after the other, so that the limit on starting is each one's own
+        peers[name] = Peer(shape, name, device, threads)
+        peers[name].wait()
+    found: dict[str, list[dict[str, float]]] = {name: [] for name, peer in peers.items() if not peer.skipped}
+    for _ in range(rounds):
+        for name in found:
+            found[name].append(peers[name].run())
+    for peer in peers.values():
+        peer.close()
+    clock = "cpu" if threads == 1 and device == "cpu" else "wall"
+    return {
+        name: {"skipped": peer.skipped}
+        if peer.skipped
+        else {
+            "ms": 1e3 * median(t["wall"] for t in found[name]),
+            "cpu_ms": 1e3 * median(t["cpu"] for t in found[name]),
+            "times": [1e3 * t[clock] for t in found[name]],
+            "memory": peer.memory,
+        }
+        for name, peer in peers.items()
+    }
+
+
+def ratio(results: dict[str, dict[str, Any]], name: str, to: str) -> float | None:
+    """Median over rounds of the time of `name` in units of that of `to`."""
+    if any("times" not in results.get(n, {}) for n in (name, to)):
+        return None
+    return median(a / b for a, b in zip(results[name]["times"], results[to]["times"], strict=True))
+
+
+# -------------------------------------------------------------------------------------------------- the machine's rates
+
+
+def product_rates(threads: int) -> list[dict[str, Any]]:
+    """GFLOP/s of C (M, N) = A (M, K) B^T in float32: MKL (torch.mm), oneDNN, and the native backend's own."""
+    import ctypes
+    from functools import partial
+
+    import torch
+
+    from ln.kernels import native, native_build
+
+    torch.set_num_threads(threads)
+    rates = []
+    for M, N, K in ((128, 512, 128), (4096, 1024, 900), (128, 3072, 1024)):
+        A, B, C = torch.randn(M, K), torch.randn(N, K), torch.empty(M, N)
+        contenders: dict[str, Callable[[], Any]] = {"torch.mm": partial(torch.mm, A, B.t(), out=C)}
+        if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+            contenders["oneDNN"] = partial(torch.ops.mkldnn._linear_pointwise, A, B, None, "none", [], "")
+        if native.available() is None:
+            gemm = native_build.load().ln_gemm
+            work = torch.empty(gemm(M, N, K, None, None, None, None))
+            p = [ctypes.c_void_p(t.data_ptr()) for t in (A, B, C, work)]
+            contenders["ln native (1 thread)"] = partial(gemm, M, N, K, *p)
+        best = {name: float("inf") for name in contenders}
+        for _ in range(12):
+            for name, run in contenders.items():
+                start = time.perf_counter()
+                run()
+                best[name] = min(best[name], time.perf_counter() - start)
+        rates.append({"M": M, "N": N, "K": K} | {name: 2e-9 * M * N * K / s for name, s in best.items()})
+    return rates
+
+
+def machine(device: str) -> str:
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.get_device_name()
+    with contextlib.suppress(OSError):
+        info = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+        fields = dict(line.split(":", 1) for line in info.splitlines() if ":" in line)
+        fields = {key.strip(): value.strip() for key, value in fields.items()}
+        if "model name" in fields:
+            where = "AVX-512" if "avx512f" in fields["flags"] else "AVX2" if "avx2" in fields["flags"] else "no AVX2"
+            model = f"family {fields['cpu family']} model {fields['model']}"
+            return f"{fields['model name']} ({model}, {where}, {os.cpu_count()} CPUs)"
+    return platform.processor() or platform.machine()
+
+
+# --------------------------------------------------------------------------------------------------------------- report
+
+
+def table(shape: Shape, results: dict[str, dict[str, Any]], threads: int, best_rate: float) -> str:
+    limit = 1e3 * shape.gflop / (best_rate * threads) if best_rate else 0
+    lines = [f"\n{shape}, {threads} thread{'s' * (threads > 1)}: {shape.gflop:.2f} GFLOP in products"]
+    if limit:
+        lines[0] += f", at least {limit:.1f} ms at the best rate any product reached here"
+    lines.append(f"{'':26}{'wall ms':>9}{'CPU ms':>9}{'/torch.nn':>11}{'loop/this':>11}{'peak MB':>9}")
+    for name, r in results.items():
+        if "skipped" in r:
+            lines.append(f"{name:26}  skipped: {r['skipped']}")
+            continue
+        ratios = [ratio(results, name, BASELINE), ratio(results, LOOP, name)]
+        shown = "".join(f"{'-' if v is None else f'{v:.2f}x':>11}" for v in ratios)
+        lines.append(f"{name:26}{r['ms']:9.1f}{r['cpu_ms']:9.1f}{shown}{r['memory'] / 1e6:9.0f}")
+    if shape.name in TARGETS and threads == 2:
+        most, least = TARGETS[shape.name]
+        for what, found, target, met in (
+            ("time against torch.nn", v := ratio(results, NATIVE, BASELINE), f"<= {most}", v is not None and v <= most),
+            ("speed-up over the loop", w := ratio(results, LOOP, NATIVE), f">= {least}", w is not None and w >= least),
+        ):
+            if found is not None:
+                lines.append(f"  target: {what} {target}: {found:.2f}, {'met' if met else 'not met'}")
+    return "\n".join(lines)
+
+
+def draw(report: dict[str, Any], folder: Path) -> None:
+    """Bar charts of time relative to torch.nn for every shape, and the growth of time with T and H."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    shapes = report["shapes"]
+    names = [n for n in IMPLEMENTATIONS if any(ratio(s["results"], n, BASELINE) for s in shapes)]
+    if names:
+        figure, axes = plt.subplots(
+            1, len(shapes), figsize=(3.3 * len(shapes) + 1.5, 0.36 * len(names) + 1.6), sharey=True, squeeze=False
+        )
+        for axis, s in zip(axes[0], shapes, strict=True):
+            values = [ratio(s["results"], n, BASELINE) or 0 for n in names]
+            axis.barh(names, values, color=["#c25b12" if n.startswith("ln ") else "#8a97a6" for n in names])
+            axis.axvline(1, color="black", linewidth=0.8, linestyle=":")
+            for i, v in enumerate(values):
+                axis.text(v, i, f" {v:.2f}" if v else " skipped", va="center", fontsize=8)
+            axis.set_title(s["title"], fontsize=9)
+            axis.set_xlim(0, 1.22 * max(values))
+            axis.spines[["top", "right"]].set_visible(False)
+        axes[0][0].invert_yaxis()
+        figure.supxlabel("time / time of torch.nn without norm, forward + backward", fontsize=9)
+        figure.suptitle(f"{report['machine']}, {report['threads']} thread(s), float32", fontsize=9)
+        save(figure, folder / "bars")
+    if report["scaling"]:
+        figure, axes = plt.subplots(1, len(report["scaling"]), figsize=(5 * len(report["scaling"]), 3.8), squeeze=False)
+        for axis, (variable, points) in zip(axes[0], report["scaling"].items(), strict=True):
+            for name in next(iter(points.values())):
+                xs = [int(x) for x, r in points.items() if "ms" in r[name]]
+                axis.plot(xs, [points[str(x)][name]["ms"] for x in xs], marker="o", label=name)
+            axis.set(xscale="log", yscale="log", xlabel=variable, ylabel="forward + backward, ms")
+            axis.set_xticks([int(x) for x in points], labels=list(points))
+            axis.minorticks_off()
+            axis.grid(alpha=0.3)
+            axis.legend(fontsize=8)
+        figure.suptitle(f"{report['machine']}, {report['threads']} thread(s), float32", fontsize=9)
+        save(figure, folder / "scaling")
+
+
+def save(figure: Any, path: Path) -> None:
+    figure.tight_layout()
+    for kind in ("png", "svg"):
+        figure.savefig(path.with_suffix(f".{kind}"), dpi=150, metadata={"Date": None} if kind == "svg" else None)
+
+
+def scaling(device: str, threads: int, rounds: int, quick: bool) -> dict[str, dict[str, Any]]:
+    """Times of torch.nn, the loop and the native layer against T (B100 D1 H100) and H (T28 B128 D28)."""
+    steps, widths = ((4,), (16,)) if quick else ((28, 98, 392, 784, 1568, 3136), (64, 128, 256, 512, 1024))
+    names = [BASELINE, LOOP, NATIVE]
+    B = 4 if quick else 100
+    by_T = {
+        str(T): measure(Shape("", "lstm", T, B, 1, 8 if quick else 100), names, device, threads, rounds) for T in steps
+    }
+    by_H = {
+        str(H): measure(Shape("", "lstm", 4 if quick else 28, B, 28, H), names, device, threads, rounds) for H in widths
+    }
+    return {f"T (LSTM, B{B} D1)": by_T, f"H (LSTM, B{B} D28)": by_H}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", default="all", help=f"comma-separated from {', '.join(SHAPES)}, or all")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--with-compile", action="store_true", help="torch.compile as well: minutes of compilation")
+    parser.add_argument("--no-scaling", action="store_true", help="leave out the curves against T and H")
+    parser.add_argument(
+        "--quick", action="store_true", help="a tiny shape, three implementations, two rounds: to see that it works"
+    )
+    parser.add_argument("--out", type=Path, default=Path("results/bench"))
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.worker:
+        shape, name, device, threads = json.loads(options.worker)
+        worker(Shape(**shape), name, device, threads)
+        return
+    known = QUICK if options.quick else SHAPES
+    chosen = list(known) if options.shapes == "all" else options.shapes.split(",")
+    if unknown := set(chosen) - set(known):
+        parser.error(f"no shape {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
+    names = [n for n in IMPLEMENTATIONS if n != "torch.compile" or options.with_compile]
+    names = [n for n in names if ("native" not in n) or options.device == "cpu"]
+    if options.quick:
+        names = [n for n in (BASELINE, LOOP, NATIVE) if n in names]
+    rounds = 2 if options.quick else options.rounds
+    rates = product_rates(options.threads) if options.device == "cpu" else []
+    load = os.getloadavg()[0]
+    print(f"{machine(options.device)}, {options.threads} thread(s), float32, load average before: {load:.1f}")
+    for r in rates:
+        print(
+            f"product M{r['M']} N{r['N']} K{r['K']}:",
+            ", ".join(f"{k} {v:.0f} GFLOP/s" for k, v in r.items() if k not in "MNK"),
+        )
+    per_thread = [
+        v / (1 if "1 thread" in k else options.threads) for r in rates for k, v in r.items() if k not in "MNK"
+    ]
+    report: dict[str, Any] = {
+        "machine": machine(options.device),
+        "threads": options.threads,
+        "load": load,
+        "rates": rates,
+    }
+    report |= {"shapes": [], "scaling": {}}
+    for key in chosen:
+        results = measure(known[key], names, options.device, options.threads, rounds)
+        print(table(known[key], results, options.threads, max(per_thread, default=0)), flush=True)
+        report["shapes"].append({"title": str(known[key]), "shape": asdict(known[key]), "results": results})
+    if not options.no_scaling:
+        report["scaling"] = scaling(options.device, options.threads, 2 if options.quick else 3, options.quick)
+    options.out.mkdir(parents=True, exist_ok=True)
+    name = f"{options.device}-{options.threads}-threads"
+    (options.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    draw(report, options.out)
+    print(f"\nwritten to {options.out}")
+
+
+if __name__ == "__main__":
+    main()

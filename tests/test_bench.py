@@ -1,0 +1,66 @@
+"""The benchmark's command line, and that every peer computes the layer it is compared with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ln import reference
+from ln.norms import NormConfig
+from ln.reference import Params
+from scripts import bench
+from scripts.bench_peers import PlainGRU, PlainLSTM, ScriptedGRU, ScriptedLSTM, Shape
+
+
+def params(module: nn.Module) -> Params:
+    """The peer's parameters as the reference takes them; nn.LayerNorm starts from gain 1 and bias 0."""
+    weights = module.input.weight, module.recurrent.weight
+    G, H = weights[1].shape
+    ones, zeros = torch.ones(G), torch.zeros(G)
+    cell = (torch.ones(H), torch.zeros(H)) if hasattr(module, "cell_norm") else (None, None)
+    return Params(*weights, zeros, zeros, ones, ones, *cell)
+
+
+@pytest.mark.parametrize("peer", [PlainLSTM, PlainGRU, ScriptedLSTM, ScriptedGRU])
+def test_peers_compute_the_same_layer(peer: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    module, x, state = peer(5, 12), torch.randn(7, 4, 5), torch.zeros(4, 12)
+    p, cfg = params(module), NormConfig("layer")
+    expected = (
+        reference.lstm(x, state, state, p, cfg)[0]
+        if hasattr(module, "cell_norm")
+        else reference.gru(x, state, p, cfg)[0]
+    )
+    torch.testing.assert_close(module(x), expected)
+
+
+def test_quick_run_writes_table_json_and_chart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bench.main(["--quick", "--no-scaling", "--threads", "1", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert "plain loop" in printed
+    report = json.loads((tmp_path / "cpu-1-threads.json").read_text())
+    (measured,) = report["shapes"]
+    assert measured["results"]["torch.nn, no norm"]["ms"] > 0
+    assert len(measured["results"]["plain loop"]["times"]) == 2
+    assert {f.name for f in tmp_path.iterdir()} == {"cpu-1-threads.json", "bars.png", "bars.svg"}
+
+
+def test_ratio_is_the_median_of_the_rounds_ratios() -> None:
+    results = {"a": {"times": [2.0, 9.0, 30.0]}, "b": {"times": [1.0, 3.0, 20.0]}, "c": {"skipped": "no"}}
+    assert bench.ratio(results, "a", "b") == 2.0
+    assert bench.ratio(results, "a", "c") is None
+
+
+def test_unknown_shape_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench.main(["--shapes", "lstm9"])
+    assert "no shape lstm9" in capsys.readouterr().err
+
+
+def test_flops_of_a_shape() -> None:
+    """Three products of (T B, D + H) with (4H): forward, dx and dh, dW."""
+    assert Shape("", "lstm", 28, 128, 28, 128).gflop == pytest.approx(1.718, abs=1e-3)
