@@ -36,7 +36,8 @@ lock: $(VENV)/.ready ## Resolve requirements.lock again (maintainers)
 
 # Every command below starts from the environment; the directory is the package root, so nothing needs installing.
 READY := $(VENV)/.ready
-chosen := --profile $(PROFILE) $(if $(NORMS),--norms $(NORMS)) $(if $(SEEDS),--seeds $(SEEDS)) $(if $(RESULTS),--results $(RESULTS))
+given = $(filter-out undefined,$(origin $(1)))
+chosen := --profile $(PROFILE) $(if $(call given,NORMS),--norms "$(NORMS)") $(if $(call given,SEEDS),--seeds "$(SEEDS)") $(if $(RESULTS),--results $(RESULTS))
 overrides := $(if $(DEVICE),device=$(DEVICE)) $(if $(DATA),data=$(DATA)) $(if $(TRACKING),tracking=$(TRACKING)) $(OVERRIDES)
 # reproduce-order-embeddings -> order_embeddings
 group = $(subst -,_,$*)
@@ -50,9 +51,12 @@ plan-%: $(READY) ## Show what would run, what is done and how long the rest take
 verdict-%: $(READY) ## Judge an experiment's claims again from its files, without training
 	@$(PY) -m scripts.verdict $(group) --profile $(PROFILE) $(if $(RESULTS),--results $(RESULTS))
 
-.PHONY: readme bench bench-train test lint clean
+.PHONY: readme report bench bench-train test lint clean
 readme: $(READY) ## Rewrite the README's results table from the verdicts
 	@$(PY) -m scripts.readme
+
+report: $(READY) ## Write results/index.html, the page to look at, and results/REPORT.md
+	@$(PY) -m scripts.report $(if $(RESULTS),--results $(RESULTS))
 
 bench: $(READY) ## Time the recurrent layers against their peers
 	@$(PY) -m scripts.bench $(BENCH)

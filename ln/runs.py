@@ -28,6 +28,10 @@ DONE = (COMPLETE, DIVERGED)  # a diverged run is a result, not something to try 
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "hydra-core", "wandb")
 
 
+class Busy(Mistake):
+    """Another living process holds the run's folder."""
+
+
 def run_folder(results: str | Path, profile: str, experiment: str, norm: str, seed: int) -> Path:
     return Path(results) / profile / experiment / norm / str(seed)
 
@@ -84,7 +88,7 @@ class Run:
             self._lock.seek(0)
             owner = self._lock.read().strip()
             self._lock.close()
-            raise Mistake(f"{self.folder} is being worked on by {owner}") from None
+            raise Busy(f"{self.folder} is being worked on by {owner}") from None
         self._lock.truncate(0)
         self._lock.write(f"process {os.getpid()} on {platform.node()}")
         self._lock.flush()
@@ -170,7 +174,8 @@ class Run:
     # --- run.json
 
     def write(self, status: str, **fields: Any) -> None:
-        """Update run.json; written whole or not at all."""
+        """Update run.json; written whole or not at all. What an earlier try failed of is no longer so."""
+        self.info.pop("error", None)
         self.info.update(fields, status=status)
         temporary = self.folder / "run.json.tmp"
         temporary.write_text(json.dumps(self.info, indent=2, sort_keys=True, allow_nan=False) + "\n")
@@ -179,7 +184,7 @@ class Run:
     def finish(self, status: str, **fields: Any) -> None:
         """A done run keeps no checkpoints: what was learned is in metrics.jsonl, the chosen model in best.pt."""
         self.write(status, **fields)
-        for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+        for name in ("checkpoint.pt", "checkpoint.previous.pt", "error.log"):
             (self.folder / name).unlink(missing_ok=True)
 
     def close(self) -> None:
