@@ -10,7 +10,6 @@ written, K = 2R + 2W filters: R along y and R along x to read, W along y and W a
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -24,7 +23,6 @@ from experiments import draw_pictures
 from ln import LSTMCell, NormConfig, norms
 from ln.config import Mistake, Recipe
 from ln.data import Source, binarized_mnist, resolve
-from ln.reference import Params
 from ln.task import Shuffled, Task
 
 EVALUATION_BATCH = 500
@@ -101,23 +99,6 @@ class Filterbanks(nn.Module):
         return Gaussians.apply(torch.addmm(offsets, centres, self.which), precision, self.grid)
 
 
-class GlimpseCell(LSTMCell):
-    """An LSTM cell whose weights are computed once for all glimpses; weight norm's g v / ||v|| would be at each."""
-
-    _ready: Params | None = None
-
-    @contextmanager
-    def prepared(self) -> Iterator[None]:
-        self._ready = super().params("", self.weight("weight_hh").dtype)
-        try:
-            yield
-        finally:
-            self._ready = None
-
-    def params(self, suffix: str, dtype: torch.dtype) -> Params:
-        return super().params(suffix, dtype) if self._ready is None else self._ready
-
-
 class Sample(torch.autograd.Function):
     """z ~ q(z_t | x, z_<t) and the KL from q to N(0, I), whose gradients (mean, variance - 1) are known in advance.
 
@@ -161,8 +142,8 @@ class Draw(nn.Module):
         # The paper's DRAW normalizes the cell state only; the gates' summed inputs are left alone.
         cell_norm = replace(norm, sites=("cell",)) if norm.name in ("layer", "batch") else norm
         wrap = norms.get(norm.name).wrap_linear
-        self.encoder = GlimpseCell(2 * R * R + H, H, norm=cell_norm)
-        self.decoder = GlimpseCell(Z, H, norm=cell_norm)
+        self.encoder = LSTMCell(2 * R * R + H, H, norm=cell_norm)
+        self.decoder = LSTMCell(Z, H, norm=cell_norm)
         latent, brush = nn.Linear(H, 2 * Z), nn.Linear(H, W * W + 2 * AIM)
         for linear in (latent, brush):
             nn.init.normal_(linear.weight, std=0.01)

@@ -162,17 +162,18 @@ class Network(nn.Module):
         per_row = self.first.uses_batch_statistics
         lengths = steps.tolist() if per_row else []
         hs, windows, weights = [], [], []
-        for t in range(T):
-            x = torch.cat([points[t], shown], 1)
-            rows = [b for b, length in enumerate(lengths) if length > t]
-            if per_row and len(rows) < B:
-                state = self._advance_rows(x, state, t, rows)
-            else:
-                state = self.first(x, state, t)
-            shown, kappa, weight = self.look(state[0], kappa, characters, positions)
-            hs.append(state[0])
-            windows.append(shown)
-            weights.append(weight)
+        with self.first.prepared():
+            for t in range(T):
+                x = torch.cat([points[t], shown], 1)
+                rows = [b for b, length in enumerate(lengths) if length > t]
+                if per_row and len(rows) < B:
+                    state = self._advance_rows(x, state, t, rows)
+                else:
+                    state = self.first(x, state, t)
+                shown, kappa, weight = self.look(state[0], kappa, characters, positions)
+                hs.append(state[0])
+                windows.append(shown)
+                weights.append(weight)
         h1 = torch.stack(hs)
         inputs = torch.cat([points, torch.stack(windows)], -1)
         ends = steps if per_row else None

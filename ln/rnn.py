@@ -6,7 +6,8 @@ RNN). Equation numbers are those of "Layer Normalization" (Ba, Kiros, Hinton 201
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from ln import kernels
 from ln.norms import NormConfig
 from ln.parameters import NormalizedRecurrence, without_autocast, working_dtype
+from ln.reference import Params
 
 
 class _Recurrent(NormalizedRecurrence):
@@ -261,8 +263,19 @@ class _Cell(NormalizedRecurrence):
     ) -> None:
         super().__init__(cell, hidden_size, bias, norm, backend, {"device": device, "dtype": dtype})
         self.input_size = input_size
+        self._prepared: Params | None = None
         self.add_direction("", input_size)
         self.reset_parameters()
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Within this context all steps share weights computed once; weight norm's g v / ||v|| would be at each."""
+        parameter = self._reference_parameter()
+        self._prepared = self.params("", working_dtype(parameter.dtype))
+        try:
+            yield
+        finally:
+            self._prepared = None
 
     def _advance(self, x: Tensor, state: tuple[Tensor, ...] | None, step: int | None) -> tuple[Tensor, ...]:
         x = self.matched(x, "(B, D)", self.input_size)
@@ -288,7 +301,8 @@ class _Cell(NormalizedRecurrence):
         arguments = (value.to(dtype) for value in (x, *state))
         with without_autocast(x.device):
             stats = self.population("", step, 1, dtype)
-            *new, used = run(*arguments, self.params("", dtype), self.kernel_norm, stats)
+            params = self.params("", dtype) if self._prepared is None else self._prepared
+            *new, used = run(*arguments, params, self.kernel_norm, stats)
         self.track("", step, 1, used)
         return tuple(value.to(x.dtype) for value in new)
 

@@ -501,3 +501,23 @@ def test_importing_the_layers_is_light() -> None:
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
     assert ln.LSTM is LSTM
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "weight", "layer"])
+def test_prepared_cells_take_the_same_steps(norm: str) -> None:
+    torch.manual_seed(0)
+    cell = LSTMCell(3, 4, norm=norm, backend="reference", dtype=torch.float64)
+    x = torch.randn(5, 2, 3, dtype=torch.float64)
+
+    def run() -> list[torch.Tensor]:
+        state = None
+        for t in range(5):
+            state = cell(x[t], state, t)
+        assert state is not None
+        return [state[0].detach(), *torch.autograd.grad(state[0].sum(), list(cell.parameters()), allow_unused=True)]
+
+    plain = run()
+    with cell.prepared():
+        prepared = run()
+    for a, b in zip(plain, prepared, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
