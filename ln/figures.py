@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from ln.claims import Runs
 
@@ -18,6 +19,7 @@ from ln.claims import Runs
 COLOURS = {"none": "#555555", "batch": "#E69F00", "weight": "#009E73", "layer": "#0072B2"}
 LABELS = {"none": "no norm", "batch": "batch norm", "weight": "weight norm", "layer": "layer norm"}
 PUBLISHED: dict[str, Any] = {"linestyle": (0, (1, 1.5)), "linewidth": 1.6, "alpha": 0.9}
+LEGEND_ENTRY_INCHES = 2.0  # the widest entry, a published value
 X_LABELS = {"step": "iteration", "epoch": "epoch", "seconds": "seconds"}
 STYLE: dict[Any, Any] = {
     "font.size": 9,
@@ -86,6 +88,7 @@ def draw_panel(axes: Axes, panel: dict[str, Any], runs: Runs) -> None:
         axes.set_yscale("log")
     if panel.get("log_x"):
         axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(NullFormatter())  # at one decade the minor ticks' labels would overlap
     if "ylim" in panel:
         axes.set_ylim(*panel["ylim"])
     axes.set_title(panel.get("title", ""))
@@ -107,6 +110,7 @@ def claim_figure(document: dict[str, Any], runs: dict[str, Runs], path: Path, no
     handles = {
         label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), 6) or 1)
+    fitting = max(1, int(figure.get_size_inches()[0] / LEGEND_ENTRY_INCHES))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), fitting) or 1)
     figure.suptitle(f"{document['title']} ({document['figure_of_paper']}): {note}", fontsize=10)
     return save(figure, path)

@@ -232,7 +232,23 @@ def table(shape: Shape, results: dict[str, dict[str, Any]], threads: int, best_r
     return "\n".join(lines)
 
 
-def draw(report: dict[str, Any], folder: Path) -> None:
+def draw_step() -> dict[str, dict[str, float]]:
+    """What a training step of DRAW at the paper's sizes costs beside its parts, one thread."""
+    import torch
+
+    from experiments.draw_cost import step_cost
+
+    torch.set_num_threads(1)
+    costs = {norm: step_cost(norm) for norm in ("none", "layer")}
+    for norm, cost in costs.items():
+        print(
+            f"DRAW step, norm {norm}, 1 thread: {cost['step']:.0f} ms; cells {cost['cells']:.0f} and other products "
+            f"{cost['products']:.0f} ms; ratio {cost['ratio']:.2f} (at most 1.2 is wanted)"
+        )
+    return costs
+
+
+def draw(report: dict[str, Any], folder: Path, name: str) -> None:
     """Bar charts of time relative to torch.nn for every shape, and the growth of time with T and H."""
     import matplotlib
 
@@ -257,7 +273,7 @@ def draw(report: dict[str, Any], folder: Path) -> None:
         axes[0][0].invert_yaxis()
         figure.supxlabel("time / time of torch.nn without norm, forward + backward", fontsize=9)
         figure.suptitle(f"{report['machine']}, {report['threads']} thread(s), float32", fontsize=9)
-        save(figure, folder / "bars")
+        save(figure, folder / f"{name}-bars")
     if report["scaling"]:
         figure, axes = plt.subplots(1, len(report["scaling"]), figsize=(5 * len(report["scaling"]), 3.8), squeeze=False)
         for axis, (variable, points) in zip(axes[0], report["scaling"].items(), strict=True):
@@ -270,7 +286,7 @@ def draw(report: dict[str, Any], folder: Path) -> None:
             axis.grid(alpha=0.3)
             axis.legend(fontsize=8)
         figure.suptitle(f"{report['machine']}, {report['threads']} thread(s), float32", fontsize=9)
-        save(figure, folder / "scaling")
+        save(figure, folder / f"{name}-scaling")
 
 
 def save(figure: Any, path: Path) -> None:
@@ -344,10 +360,12 @@ def main(arguments: list[str] | None = None) -> None:
         report["shapes"].append({"title": str(known[key]), "shape": asdict(known[key]), "results": results})
     if not options.no_scaling:
         report["scaling"] = scaling(options.device, options.threads, 2 if options.quick else 3, options.quick)
+    if options.device == "cpu" and not options.quick:
+        report["draw"] = draw_step()
     options.out.mkdir(parents=True, exist_ok=True)
     name = f"{options.device}-{options.threads}-threads"
     (options.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
-    draw(report, options.out)
+    draw(report, options.out, name)
     print(f"\nwritten to {options.out}")
 
 

@@ -46,7 +46,11 @@ def test_quick_run_writes_table_json_and_chart(tmp_path: Path, capsys: pytest.Ca
     (measured,) = report["shapes"]
     assert measured["results"]["torch.nn, no norm"]["ms"] > 0
     assert len(measured["results"]["plain loop"]["times"]) == 2
-    assert {f.name for f in tmp_path.iterdir()} == {"cpu-1-threads.json", "bars.png", "bars.svg"}
+    assert {f.name for f in tmp_path.iterdir()} == {
+        "cpu-1-threads.json",
+        "cpu-1-threads-bars.png",
+        "cpu-1-threads-bars.svg",
+    }
 
 
 def test_ratio_is_the_median_of_the_rounds_ratios() -> None:
