@@ -17,9 +17,9 @@ constexpr int W = 8, MR = 6;    // 12 accumulators + 2 operands of 16 registers
 constexpr int W = 4, MR = 6;
 #endif
 constexpr int NR = 2 * W;       // columns of a packed panel
-constexpr long KC = 256;        // summands per block: a panel slice stays in L2, an A tile in L1
+constexpr long KC = 1024;       // summands per block: long, since every block reads and writes C once more
 constexpr long KC_SUMMED = 96;  // the same where A is transposed: gradients sum over thousands of rows, in short chains for accuracy
-constexpr long MC = 16 * MR;    // rows per block
+constexpr long MC = 8 * MR;     // rows per block: a block of A (400 KB) and a panel of B stay in L2
 constexpr long A_STRIDE = KC + 16;  // not a multiple of the page: rows of a tile must not share one L1 set
 constexpr long A_BLOCK = MC * A_STRIDE;
 
