@@ -113,9 +113,14 @@ def load_claims(group: str) -> dict[str, Any]:
 def judge(group: str, profile: str, results: str | Path) -> list[Verdict]:
     """The verdict on every claim of a group from the done runs of one profile."""
     document = load_claims(group)
-    experiments = document["runs"]["experiments"]
-    runs = {name: load_runs(results, profile, name) for name in experiments}
-    return [_judge_claim(claim, runs, experiments[0], profile) for claim in document["claims"]]
+    runs = {name: load_runs(results, profile, name) for name in document["runs"]["experiments"]}
+    return judge_runs(document, runs, profile)
+
+
+def judge_runs(document: dict[str, Any], runs: dict[str, Runs], profile: str) -> list[Verdict]:
+    """The verdict on every claim of a claims file from runs already read, by experiment."""
+    default = document["runs"]["experiments"][0]
+    return [_judge_claim(claim, runs, default, profile) for claim in document["claims"]]
 
 
 def _judge_claim(claim: dict[str, Any], runs: dict[str, Runs], default: str, profile: str) -> Verdict:

@@ -1,0 +1,22 @@
+"""`make report`: write results/index.html, the page to look at, and results/REPORT.md."""
+
+import argparse
+
+from ln.config import Mistake, fail
+from ln.page import write_page
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", default="results")
+    arguments = parser.parse_args()
+    try:
+        built = write_page(arguments.results)
+    except Mistake as mistake:
+        fail(mistake)
+    print(*built.notes, sep="\n", end="\n" if built.notes else "")
+    print(f"{built.page} ({built.page.stat().st_size / 1e6:.1f} MB)\n{built.markdown}")
+
+
+if __name__ == "__main__":
+    main()
