@@ -84,15 +84,15 @@ class Reader(nn.Module):
         weight_hh[2 * hidden : 3 * hidden] = torch.eye(hidden)
         self.lstm.set_weight("weight_ih_l0", weight_ih)
         self.lstm.set_weight("weight_hh_l0", weight_hh)
-        nn.init.zeros_(self.lstm.bias_ih_l0)
-        nn.init.zeros_(self.lstm.bias_hh_l0)
-        self.lstm.bias_ih_l0[hidden : 2 * hidden] = 1.0
+        for name in ("bias_ih_l0", "bias_hh_l0"):
+            nn.init.zeros_(self.lstm.get_parameter(name))
+        self.lstm.get_parameter("bias_ih_l0")[hidden : 2 * hidden] = 1.0
         nn.init.orthogonal_(self.output.weight)
         nn.init.zeros_(self.output.bias)
 
     def forward(self, pixels: Tensor, noise: float) -> Tensor:
         batch, hidden = pixels.shape[1], self.lstm.hidden_size
-        h0, c0 = (state.expand(1, batch, hidden) for state in (self.lstm.h0_l0, self.lstm.c0_l0))
+        h0, c0 = (self.lstm.get_parameter(name).expand(1, batch, hidden) for name in ("h0_l0", "c0_l0"))
         if noise:
             # The first pixels are black in every image: without noise their batch variance is zero.
             h0 = h0 + noise * torch.randn_like(h0)

@@ -115,7 +115,7 @@ class Means:
         return means
 
     def state(self) -> dict[str, Any]:
-        # Pending values as they are: taking them in early would group the float64 sum otherwise and change its last bits.
+        # Pending values as they are: taking them in early would group the float64 sum otherwise and change its bits.
         return {"pending": self.pending, "sums": self.sums, "count": self.count}
 
     def load(self, state: dict[str, Any]) -> None:

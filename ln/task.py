@@ -55,7 +55,7 @@ class Task:
         raise NotImplementedError
 
     def evaluate_once(self) -> dict[str, float]:
-        """More metrics of the test split, too dear for every evaluation; taken at the end and logged as `test_<name>`."""
+        """More metrics of the test split, too dear to take more than once, at the end; logged as `test_<name>`."""
         return {}
 
     def draw(self, folder: Path) -> None:
