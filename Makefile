@@ -48,15 +48,29 @@ reproduce-%: $(READY) ## Run an experiment, judge its claims, draw its figure (P
 plan-%: $(READY) ## Show what would run, what is done and how long the rest takes
 	@$(PY) -m scripts.plan $(group) $(chosen)
 
+sweep-%: $(READY) ## The same, several runs at a time (JOBS= LAUNCHER=local|slurm); also sweep-learning-rate, sweep-batch-size
+	@$(PY) -m scripts.sweep $(group) $(chosen) $(if $(JOBS),--jobs $(JOBS)) $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(overrides)
+
 verdict-%: $(READY) ## Judge an experiment's claims again from its files, without training
 	@$(PY) -m scripts.verdict $(group) --profile $(PROFILE) $(if $(RESULTS),--results $(RESULTS))
 
-.PHONY: readme report bench bench-train test lint clean
+.PHONY: dashboard wandb-sync dashboards readme report bench bench-train test lint clean
 readme: $(READY) ## Rewrite the README's results table from the verdicts
 	@$(PY) -m scripts.readme
 
 report: $(READY) ## Write results/index.html, the page to look at, and results/REPORT.md
 	@$(PY) -m scripts.report $(if $(RESULTS),--results $(RESULTS))
+
+dashboard: $(READY) ## Browse the runs in the terminal, without a network (wandb leet)
+	@$(PY) -m scripts.wandb_sync --offline --results $(or $(RESULTS),results)
+	@test -d $(or $(RESULTS),results)/wandb || { echo "error: there is no run to show yet; make reproduce-mnist makes some"; exit 1; }
+	@$(VENV)/bin/wandb leet $(or $(RESULTS),results)/wandb
+
+wandb-sync: $(READY) ## Upload every run to Weights & Biases, rebuilt from its files (needs a key)
+	@$(PY) -m scripts.wandb_sync $(if $(RESULTS),--results $(RESULTS))
+
+dashboards: $(READY) ## Make a W&B workspace and report per experiment (DRY_RUN=<folder> writes their JSON instead)
+	@$(PY) -m scripts.dashboards --profile $(PROFILE) $(if $(RESULTS),--results $(RESULTS)) $(if $(DRY_RUN),--dry-run $(DRY_RUN))
 
 bench: $(READY) ## Time the recurrent layers against their peers
 	@$(PY) -m scripts.bench $(BENCH)

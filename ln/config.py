@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import importlib
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -202,6 +203,15 @@ def check_choices(arguments: list[str]) -> None:
         for name in value.split(","):
             if name not in known:
                 raise Mistake(f"{key}={name} is not {what[key]}; choose one of {', '.join(known)}")
+
+
+def for_jobs(arguments: list[str]) -> list[str]:
+    """A multirun's arguments with `train.epochs=3` as `train.epochs=choice(3)`, and so for every key of a section.
+
+    Hydra then sets the key in each job; in the multirun's own config, which has no experiment yet, it does not exist.
+    """
+    pattern = re.compile(r"((?:train|model|norm)\.[\w.]+)=(?!\w+\()(.+)")
+    return [pattern.sub(r"\1=choice(\2)", argument) for argument in arguments]
 
 
 def fail(sentence: object) -> NoReturn:

@@ -21,11 +21,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from ln.config import CONFIGS, Mistake, Recipe, check_choices, fail, imported, recipe_of
+from ln import tracking
+from ln.config import CONFIGS, Mistake, Recipe, check_choices, fail, for_jobs, imported, recipe_of
 from ln.runs import COMPLETE, DIVERGED, FAILED, INTERRUPTED, RUNNING, Run, peak_memory_bytes, provenance
 from ln.step import Means, Step, optimizer_of
 from ln.task import Task, stream_seed
-from ln.tracking import Mirror
 
 FLUSH_STEPS = 100  # losses are looked at this often, so that a GPU is not made to wait at every step
 CHECKPOINT_SECONDS = 60.0
@@ -150,12 +150,14 @@ class Loop:
             self.best = {"value": value, "step": self.step, "model": model}
 
 
-def train(recipe: Recipe, run: Run, task: Task, mirror: Mirror) -> None:
+def train(recipe: Recipe, run: Run, task: Task) -> None:
     """Train to the end, evaluating on the way, and evaluate the test split once on the checkpoint that validation
     chose."""
     loop = Loop(recipe, run, task, optimizer_of(recipe.train, task.model, task.device))
     torch.manual_seed(stream_seed(recipe.seed, "train"))
     loop.resume()
+    run.write(RUNNING, last_step=loop.last_step)
+    tracking.begin(run)
     select = recipe.train.select.metric
     task.model.train()
     bar = tqdm(
@@ -175,7 +177,7 @@ def train(recipe: Recipe, run: Run, task: Task, mirror: Mirror) -> None:
             if due or loop.step % FLUSH_STEPS == 0:
                 bad = loop.means.flush(loop.step)
                 if bad is not None:
-                    diverged(loop, bad, bar, mirror)
+                    diverged(loop, bad, bar)
                     return
             now = time.perf_counter()
             loop.seconds, trained_seconds = now - begun, trained_seconds + now - started
@@ -183,10 +185,10 @@ def train(recipe: Recipe, run: Run, task: Task, mirror: Mirror) -> None:
                 means = {f"train_{name}": value for name, value in loop.means.take(loop.one.names).items()}
                 metrics = means | loop.evaluate(task.curve_splits)
                 if not all(math.isfinite(value) for value in metrics.values()):
-                    diverged(loop, loop.step, bar, mirror)
+                    diverged(loop, loop.step, bar)
                     return
                 loop.keep_if_best(metrics)
-                mirror.log(loop.record(metrics))
+                loop.record(metrics)
                 bar.set_postfix_str(f"{select} {metrics[select]:.4g}")
                 if bar.disable:
                     report(loop, metrics, first_step, trained_seconds)
@@ -198,8 +200,7 @@ def train(recipe: Recipe, run: Run, task: Task, mirror: Mirror) -> None:
     task.model.load_state_dict(loop.best["model"])
     torch.save(loop.best["model"], run.folder / "best.pt")
     final = loop.evaluate(("test",)) | loop.evaluate_once() | {select: loop.best["value"]}
-    record = loop.record(final, final=True, best_step=loop.best["step"])
-    mirror.log(record)
+    loop.record(final, final=True, best_step=loop.best["step"])
     run.finish(
         COMPLETE,
         final=final,
@@ -215,10 +216,10 @@ def train(recipe: Recipe, run: Run, task: Task, mirror: Mirror) -> None:
         task.draw(run.folder)
 
 
-def diverged(loop: Loop, step: int, bar: tqdm, mirror: Mirror) -> None:
+def diverged(loop: Loop, step: int, bar: tqdm) -> None:
     """A loss that is not finite ends the run; it is a result that the verdicts count."""
     loop.step = step
-    mirror.log(loop.record({}, diverged=True))
+    loop.record({}, diverged=True)
     loop.run.finish(DIVERGED, diverged_at=step, seconds=round(loop.seconds, 3), backend=loop.task.backend)
     bar.write(f"{loop.run.folder}: diverged, the loss is not finite at step {step}")
 
@@ -250,6 +251,7 @@ def carry_out(recipe: Recipe) -> Run:
     try:
         if run.done:
             print(f"{run.folder}: already {run.info['status']}, skipped (RESULTS=<folder> runs it afresh elsewhere)")
+            tracking.begin_done(run)
             return run
         run.write(
             RUNNING, data=source.identity, device=device.type, threads=torch.get_num_threads(), **provenance(device)
@@ -258,8 +260,7 @@ def carry_out(recipe: Recipe) -> Run:
         torch.manual_seed(stream_seed(recipe.seed, "init"))
         task = kind(recipe, source, device)
         task.model.to(device)
-        with Mirror.of(run) as mirror:
-            train(recipe, run, task, mirror)
+        train(recipe, run, task)
     except KeyboardInterrupt:
         run.write(INTERRUPTED)
         raise
@@ -271,6 +272,7 @@ def carry_out(recipe: Recipe) -> Run:
         raise
     finally:
         run.close()
+        tracking.end()
     return run
 
 
@@ -309,6 +311,8 @@ def run() -> bool:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hands exceptions to us instead of printing tracebacks
     check_choices(sys.argv[1:])
+    if {"-m", "--multirun"} & {*sys.argv}:
+        sys.argv[1:] = for_jobs(sys.argv[1:])
     try:
         job()
     except HydraException as error:

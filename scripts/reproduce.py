@@ -2,11 +2,13 @@
 
 import argparse
 import sys
+from pathlib import Path
 
 from ln import train
 from ln.config import Mistake, fail
 from ln.plan import cells, wanted
 from ln.report import conclude, terminal_table
+from ln.tracking import mirror_verdicts
 
 
 def main() -> None:
@@ -30,6 +32,8 @@ def main() -> None:
         ]
         failed = train.run()
         verdicts, figure = conclude(arguments.group, arguments.profile, arguments.results)
+        if figure is not None:
+            mirror_verdicts(Path(arguments.results) / arguments.profile / arguments.group, arguments.overrides)
     except Mistake as mistake:
         fail(mistake)
     print(f"\n{terminal_table(verdicts)}\n\nfigure: {figure or 'none, no run is finished'}")

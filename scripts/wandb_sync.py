@@ -1,0 +1,28 @@
+"""`make wandb-sync`: build every run's W&B copy again from its files and upload it; with --offline, the missing ones
+on this machine only, for `make dashboard`."""
+
+import argparse
+
+from ln.config import Mistake, fail
+from ln.tracking import has_key, rebuild, unmirrored
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--results", default="results")
+    parser.add_argument("--offline", action="store_true", help="make the copies that are missing here; upload nothing")
+    arguments = parser.parse_args()
+    orders = unmirrored(arguments.results, everything=not arguments.offline)
+    if not arguments.offline and not has_key():
+        print(f"no W&B key is set (WANDB_API_KEY, or `wandb login`): {len(orders)} runs and verdict tables stay here")
+        return
+    try:
+        for number, order in enumerate(orders, 1):
+            rebuild(order, "offline" if arguments.offline else "online")
+            print(f"{number} of {len(orders)}: {order['folder']}", flush=True)
+    except Mistake as mistake:
+        fail(mistake)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""The mirror in W&B: derived from the files, whole in the end, and never in the way of a run."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ln import mirror, tracking
+from ln.config import Mistake, Recipe
+from ln.mirror import Follower, Mirrored, Place
+from ln.report import conclude
+from ln.tracking import Mirror, mode_of, unmirrored
+from ln.train import carry_out
+from scripts import wandb_sync
+
+Make = Callable[..., Recipe]
+RUN = "experiment=mnist_b128"
+
+
+@pytest.fixture(autouse=True)
+def _no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # no ~/.netrc
+
+
+@pytest.fixture
+def beside(monkeypatch: pytest.MonkeyPatch) -> Mirror:
+    """A mirror process of this test's own."""
+    mirror = Mirror()
+    monkeypatch.setattr(tracking, "_beside", mirror)
+    monkeypatch.setattr(tracking.atexit, "register", lambda function: None)
+    return mirror
+
+
+def ended(beside: Mirror) -> int:
+    assert beside.process is not None
+    assert beside.process.stdin is not None
+    beside.process.stdin.close()
+    return beside.process.wait(60)
+
+
+def test_auto_is_online_with_a_key_and_offline_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert mode_of("auto") == "offline"
+    assert [mode_of(mode) for mode in ("online", "offline", "disabled")] == ["online", "offline", "disabled"]
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password key\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    assert mode_of("auto") == "online"
+    (tmp_path / ".netrc").unlink()
+    monkeypatch.setenv("WANDB_API_KEY", "key")
+    assert mode_of("auto") == "online"
+
+
+def test_disabled_starts_nothing(recipe: Make, beside: Mirror) -> None:
+    carry_out(recipe(RUN))
+    assert beside.process is None
+
+
+def test_a_run_and_its_verdicts_are_in_wandbs_files(recipe: Make, beside: Mirror, tmp_path: Path) -> None:
+    """What W&B's own reader finds: every evaluation, both axes, how it ended, the picture, the verdicts."""
+    results = tmp_path / "results"
+    run = carry_out(recipe(RUN, "norm=layer", "tracking=offline"))
+    conclude("mnist", "smoke", results)
+    tracking.mirror_verdicts(results / "smoke" / "mnist", ["tracking=offline"])
+    assert ended(beside) == 0
+    one, verdicts = (next((results / "wandb").glob(f"offline-run-*{end}")) for end in (run.info["hash"], "verdicts"))
+    records = inspected(one)
+    history = [r["history"]["item"] for r in records if r["type"] == "history"]
+    lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [h["step"] for h in history] == [line["step"] for line in lines if not line.get("final")]
+    for logged, line in zip(history, lines, strict=False):
+        assert {key: logged[key] for key in line} == line
+        assert logged["by_seconds/valid_error"] == line["valid_error"]
+    axes = {r["metric"]["name"]: r["metric"]["step_metric"] for r in records if r["type"] == "metric"}
+    assert axes["valid_error"] == "step"
+    assert axes["by_seconds/valid_error"] == "seconds"
+    started = next(r["run"] for r in records if r["type"] == "run")
+    assert started["display_name"] == "mnist_b128 layer seed 0"
+    assert started["run_group"] == "mnist_b128/smoke"
+    assert started["job_type"] == "layer"
+    assert records[-1] == {**records[-1], "type": "exit", "exit": {"exit_code": 0}}
+    text = json.dumps(records)
+    assert f'"final/test_error": {run.info["final"]["test_error"]}' in text
+    assert '"pictures/figure.path"' in json.dumps(inspected(verdicts))
+    assert '"verdicts.path"' in json.dumps(inspected(verdicts))
+    assert unmirrored(results, everything=False) == []  # both have their copy
+    assert len(unmirrored(results, everything=True)) == 2
+
+
+def inspected(folder: Path) -> list[dict[str, Any]]:
+    wandb = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
+    said = subprocess.run(wandb, capture_output=True, text=True, check=True).stdout
+    return [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+
+
+@pytest.fixture
+def silence() -> Iterator[str]:
+    """The address of a server that accepts and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_server_that_never_answers_costs_the_run_nothing(
+    recipe: Make, beside: Mirror, silence: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", silence)
+    program = f"m = {{'__name__': 'mirror'}}; exec(open({mirror.__file__!r}).read(), m); "
+    impatient = program + "m['INIT_SECONDS'] = 1; m['main']()"  # instead of half a minute
+    errors = (tmp_path / "said").open("w+")
+    beside.process = subprocess.Popen(
+        [sys.executable, "-P", "-c", impatient], stdin=subprocess.PIPE, stderr=errors, text=True
+    )
+    spent = []
+    for name in ("begin", "end"):
+        monkeypatch.setattr(tracking, name, timed(getattr(tracking, name), spent))
+    run = carry_out(recipe(RUN, "tracking=auto"))
+    assert run.info["status"] == "complete"
+    assert len(spent) == 2
+    assert sum(spent) < 0.1  # a laptop run takes 30 s, of which this is less than 1 %
+    assert ended(beside) == 0
+    errors.seek(0)
+    assert "going on offline, `make wandb-sync` uploads later" in errors.read()
+    assert list((tmp_path / "results" / "wandb").glob(f"offline-run-*{run.info['hash']}"))
+
+
+def timed(function: Callable[..., Any], spent: list[float]) -> Callable[..., Any]:
+    def call(*arguments: Any) -> None:
+        begun = time.perf_counter()
+        function(*arguments)
+        spent.append(time.perf_counter() - begun)
+
+    return call
+
+
+def test_a_mirror_that_died_fails_no_run(recipe: Make, beside: Mirror) -> None:
+    beside.process = subprocess.Popen(["true"], stdin=subprocess.PIPE, text=True)
+    beside.process.wait()
+    assert carry_out(recipe(RUN, "tracking=offline")).info["status"] == "complete"
+
+
+def test_the_command_waits_a_hundredth_of_the_training_for_wandb(beside: Mirror) -> None:
+    beside.process = subprocess.Popen(["sleep", "60"], stdin=subprocess.PIPE, text=True)
+    pid, beside.started = beside.process.pid, time.monotonic() - 20
+    begun = time.monotonic()
+    beside.leave()
+    assert 0.15 < time.monotonic() - begun < 5
+    os.kill(pid, signal.SIGKILL)  # it was left alive
+    os.waitpid(pid, 0)
+
+
+# --- what is logged, without wandb
+
+
+class FakeRun:
+    def __init__(self, **settings: Any):
+        self.settings, self.summary = settings, {}
+        self.logged: list[dict[str, Any]] = []
+        self.exit_code: int | None = None
+
+    def define_metric(self, name: str, step_metric: str) -> None: ...
+
+    def log(self, values: dict[str, Any]) -> None:
+        self.logged.append(values)
+
+    def finish(self, exit_code: int = 0) -> None:
+        self.exit_code = exit_code
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> list[FakeRun]:
+    made: list[FakeRun] = []
+
+    def init(**settings: Any) -> FakeRun:
+        if settings["mode"] == "online":
+            raise OSError("no route to host")
+        made.append(FakeRun(**settings))
+        return made[-1]
+
+    wandb = SimpleNamespace(init=init, Settings=dict, teardown=lambda: None, Image=Path)
+    monkeypatch.setattr(mirror, "quiet_wandb", lambda: wandb)
+    return made
+
+
+def test_a_run_followed_line_by_line_is_the_run_rebuilt_at_once(
+    recipe: Make, fake: list[FakeRun], tmp_path: Path
+) -> None:
+    folder = carry_out(recipe(RUN)).folder
+    (folder / "samples.png").write_bytes(b"")
+    whole = (folder / "metrics.jsonl").read_bytes()
+    (folder / "metrics.jsonl").write_bytes(b"")
+    live = Mirrored(folder, "offline")
+    for cut in range(0, len(whole), 37):  # torn lines on the way
+        (folder / "metrics.jsonl").write_bytes(whole[:cut])
+        live.catch_up()
+    (folder / "metrics.jsonl").write_bytes(whole)
+    live.finish()
+    Mirrored(folder, "offline").finish()
+    followed, rebuilt = fake
+    assert followed.logged == rebuilt.logged
+    assert followed.summary == rebuilt.summary
+    assert len(followed.logged) == 3  # two evaluations and the picture
+    assert followed.logged[-1] == {"pictures/samples": Path(folder / "samples.png")}
+    assert followed.exit_code == 0
+
+
+def test_a_run_that_was_interrupted_or_diverged_ends_as_what_it_is(recipe: Make, fake: list[FakeRun]) -> None:
+    folder = carry_out(recipe(RUN)).folder
+    info = json.loads((folder / "run.json").read_text())
+    for status, code in (("interrupted", 1), ("failed", 1), ("diverged", 0)):
+        (folder / "run.json").write_text(json.dumps({**info, "status": status}))
+        Mirrored(folder, "offline").finish()
+        assert fake[-1].exit_code == code
+        assert fake[-1].summary["status"] == status
+
+
+def test_without_a_network_it_goes_on_offline_and_says_so_once(
+    recipe: Make, fake: list[FakeRun], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = carry_out(recipe(RUN)).folder
+    follower = Follower()
+    for _ in range(2):
+        follower.begin({"folder": str(folder), "mode": "online"})
+        follower.end()
+    assert [run.settings["mode"] for run in fake] == ["offline", "offline"]
+    assert [run.exit_code for run in fake] == [0, 0]
+    assert capsys.readouterr().err.count("cannot be reached (OSError: no route to host)") == 1
+
+
+def test_a_sweeps_runs_are_named_after_their_setting_and_kept_together() -> None:
+    identity = {"experiment": "mnist_b128", "profile": "smoke", "norm": {"name": "layer"}, "seed": 2}
+    plain = Place(Path("results/smoke/mnist_b128/layer/2"))
+    swept = Place(Path("results/sweeps/learning_rate/0.01/smoke/mnist_b128/layer/2"))
+    assert plain.name(identity) == "mnist_b128 layer seed 2"
+    assert swept.name(identity) == "mnist_b128 layer learning_rate 0.01 seed 2"
+    assert [place.group(identity) for place in (plain, swept)] == ["mnist_b128/smoke", "learning_rate/smoke"]
+    assert plain.top == swept.top == Path("results")
+
+
+def test_an_agents_run_has_the_agents_name(recipe: Make, fake: list[FakeRun], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_RUN_ID", "agent-7")
+    Mirrored(carry_out(recipe(RUN)).folder, "offline")
+    assert fake[0].settings["id"] == "agent-7"
+
+
+# --- make wandb-sync
+
+
+def test_wandb_sync_without_a_key_says_so_in_one_sentence(
+    recipe: Make, fake: list[FakeRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    carry_out(recipe(RUN))
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", ["wandb_sync", "--results", str(tmp_path / "results")])
+    wandb_sync.main()
+    said = capsys.readouterr().out
+    assert said == "no W&B key is set (WANDB_API_KEY, or `wandb login`): 1 runs and verdict tables stay here\n"
+    monkeypatch.setenv("WANDB_API_KEY", "key")
+    with pytest.raises(SystemExit):
+        wandb_sync.main()  # and with one, but no network
+    assert "is not in W&B: OSError: no route to host" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--offline"])
+    wandb_sync.main()
+    assert len(fake) == 1
+
+
+def test_dashboards_without_a_key_are_one_sentence() -> None:
+    with pytest.raises(Mistake, match="no W&B key is set"):
+        tracking.entity()
