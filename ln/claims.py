@@ -193,7 +193,9 @@ def _lower(check: dict[str, Any]) -> bool:
 
 
 def _too_few(count: int) -> Finding:
-    return Finding(INCONCLUSIVE, "", f"{count} seed(s) give no interval; run at least 3")
+    return Finding(
+        INCONCLUSIVE, "", f"{count} seed{'s' * (count != 1)} give{'s' * (count == 1)} no interval; run at least 3"
+    )
 
 
 def _test_set_half_width(check: dict[str, Any], groups: list[list[Measured]]) -> float:

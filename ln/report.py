@@ -47,7 +47,8 @@ def terminal_table(verdicts: list[dict[str, Any]]) -> str:
     width = min(shutil.get_terminal_size((100, 20)).columns, 120)
     blocks = []
     for verdict in verdicts:
-        seeds = f"{len(verdict['seeds'])} seeds" if verdict["seeds"] else "no seeds"
+        count = len(verdict["seeds"])
+        seeds = f"{count} seed{'s' * (count != 1)}" if count else "no runs"
         label = f"[{verdict['profile']}, {verdict['data'] or 'no data'}, {seeds}]"
         lines = [f"{verdict['verdict'].upper().replace('_', ' '):15} {verdict['sentence']} ({verdict['source']})"]
         if verdict["measured"]:
