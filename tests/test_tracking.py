@@ -45,7 +45,7 @@ def ended(beside: Mirror) -> int:
     assert beside.process is not None
     assert beside.process.stdin is not None
     beside.process.stdin.close()
-    return beside.process.wait(60)
+    return beside.process.wait(240)
 
 
 def test_auto_is_online_with_a_key_and_offline_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -113,8 +113,9 @@ def test_a_server_that_never_answers_costs_the_run_nothing(
 ) -> None:
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", silence)
-    program = f"m = {{'__name__': 'mirror'}}; exec(open({mirror.__file__!r}).read(), m); "
-    impatient = program + "m['INIT_SECONDS'] = 1; m['main']()"  # instead of half a minute
+    # Patient with the network for a second in place of half a minute, and not nice to the tests beside it.
+    program = f"import os; os.nice = int; m = {{'__name__': 'mirror'}}; exec(open({mirror.__file__!r}).read(), m); "
+    impatient = program + "m['INIT_SECONDS'] = 1; m['main']()"
     errors = (tmp_path / "said").open("w+")
     beside.process = subprocess.Popen(
         [sys.executable, "-P", "-c", impatient], stdin=subprocess.PIPE, stderr=errors, text=True

@@ -82,7 +82,7 @@ def test_another_recipe_is_refused_and_the_differing_keys_are_printed(recipe: Ma
 
 def test_a_run_killed_again_and_again_writes_the_metrics_of_an_undisturbed_one(recipe: Make, tmp_path: Path) -> None:
     # Batch norm has running statistics besides its weights, so more can go wrong.
-    overrides = ["experiment=mnist_b4", "norm=batch", "train.epochs=6", "train.evaluate_every=0.5"]
+    overrides = ["experiment=mnist_b4", "norm=batch", "train.epochs=3", "train.evaluate_every=0.25"]
     undisturbed = carry_out(recipe(*overrides))
     results = tmp_path / "killed"
     folder = results / undisturbed.folder.relative_to(undisturbed.recipe.results)
