@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import FuncFormatter
 
 from ln.claims import Runs
 
@@ -71,6 +71,11 @@ def draw_curves(axes: Axes, runs: Runs, metric: str, x: str = "step") -> None:
             axes.plot(where, mean, color=COLOURS[norm], linewidth=1.8, marker=marker, markersize=3, label=LABELS[norm])
 
 
+def two_or_five(value: float, position: int) -> str:
+    """A logarithmic axis' minor ticks: 20 and 50, since labels on all of them would overlap."""
+    return f"{value:g}" if f"{value:e}"[0] in "25" else ""
+
+
 def draw_panel(axes: Axes, panel: dict[str, Any], runs: Runs) -> None:
     """One panel as the claims file describes it, with the published values as dotted lines or points."""
     x = panel.get("x", "step")
@@ -88,7 +93,7 @@ def draw_panel(axes: Axes, panel: dict[str, Any], runs: Runs) -> None:
         axes.set_yscale("log")
     if panel.get("log_x"):
         axes.set_xscale("log")
-        axes.xaxis.set_minor_formatter(NullFormatter())  # at one decade the minor ticks' labels would overlap
+        axes.xaxis.set_minor_formatter(FuncFormatter(two_or_five))
     if "ylim" in panel:
         axes.set_ylim(*panel["ylim"])
     axes.set_title(panel.get("title", ""))
