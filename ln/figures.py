@@ -54,9 +54,11 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def mean_curve(curves: list[tuple[list[float], list[float]]]) -> tuple[np.ndarray, np.ndarray]:
-    """The mean over seeds wherever all seeds were evaluated: until the first one that diverged stops."""
+    """The mean over seeds wherever all seeds were evaluated: until the first one that diverged stops. Its positions
+    are the median of theirs, since seconds differ from seed to seed."""
     length = min(len(x) for x, _ in curves)
-    return np.array(curves[0][0][:length]), np.mean([y[:length] for _, y in curves], axis=0)
+    positions = np.median([x[:length] for x, _ in curves], axis=0)
+    return positions, np.mean([y[:length] for _, y in curves], axis=0)
 
 
 def draw_curves(axes: Axes, runs: Runs, metric: str, x: str = "step") -> None:
