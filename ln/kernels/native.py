@@ -31,6 +31,7 @@ _PARAMETERS = ("w_ih", "w_hh", "b_ih", "b_hh", "g_ih", "g_hh", "g_c", "b_c", "in
 _STATISTICS = ("mean_x", "var_x", "mean_h", "var_h", "mean_c", "var_c")  # the fields of Stats, in order
 
 _CHUNK_FLOATS = 1 << 20  # of d(ax) in one chunk: what stays in the caches until the weights' gradients have read it
+_MOST_STORED, _CHEAP_STATE = 1 << 24, 256  # beyond so many floats, up to this H, W_hh h is computed again: it is faster
 _CHEAP_INPUT = 16  # up to this D, computing W_ih x again costs less than writing and reading it
 
 
@@ -216,6 +217,8 @@ def _sequence(
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
     given = None if stats is None else Stats(*(None if s is None else s.detach().contiguous() for s in stats))
+    stored = x.shape[0] * x.shape[1] * p.weight_hh.shape[0]
+    recompute = recompute or (stored > _MOST_STORED and h0.shape[1] <= _CHEAP_STATE)
     call = _Call(cell, cfg, lengths, given, recompute, keep, external=x.shape[0] == 1)
     if keep:
         outputs = list(_Sequence.apply(call, *inputs))
