@@ -1,7 +1,8 @@
 """Claims of the paper as data, judged from measured runs.
 
 `configs/claims/<experiment>.yaml` lists, for each claim, its sentence, source, published numbers and checks. A check is
-one of four kinds, each a function from runs to a finding. `judge` reads files only and trains nothing.
+one of four kinds, each a function from runs to a finding. `judge_runs` judges runs that were read
+from their files and trains nothing.
 """
 
 import json
@@ -110,15 +111,8 @@ def load_claims(group: str) -> dict[str, Any]:
     return yaml.safe_load(path.read_text())
 
 
-def judge(group: str, profile: str, results: str | Path) -> list[Verdict]:
-    """The verdict on every claim of a group from the done runs of one profile."""
-    document = load_claims(group)
-    runs = {name: load_runs(results, profile, name) for name in document["runs"]["experiments"]}
-    return judge_runs(document, runs, profile)
-
-
 def judge_runs(document: dict[str, Any], runs: dict[str, Runs], profile: str) -> list[Verdict]:
-    """The verdict on every claim of a claims file from runs already read, by experiment."""
+    """The verdict on every claim of a claims file from the done runs of one profile, by experiment."""
     default = document["runs"]["experiments"][0]
     return [_judge_claim(claim, runs, default, profile) for claim in document["claims"]]
 

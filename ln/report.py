@@ -6,7 +6,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from ln.claims import NOT_RUN, judge, load_claims, load_runs, write_verdicts
+from ln.claims import NOT_RUN, judge_runs, load_claims, load_runs, write_verdicts
 from ln.config import CONFIGS, PROFILES, imported
 from ln.figures import claim_figure
 
@@ -24,9 +24,8 @@ def conclude(group: str, profile: str, results: str | Path) -> tuple[list[dict[s
     path (None while no run is finished)."""
     document = load_claims(group)
     folder = Path(results) / profile / group
-    verdicts = judge(group, profile, results)
-    write_verdicts(verdicts, folder)
     runs = {name: load_runs(results, profile, name) for name in document["runs"]["experiments"]}
+    write_verdicts(judge_runs(document, runs, profile), folder)
     if not any(runs.values()):
         return read_verdicts(folder), None
     measured = [run for by_norm in runs.values() for by_seed in by_norm.values() for run in by_seed.values()]
