@@ -42,8 +42,8 @@ overrides := $(if $(DEVICE),device=$(DEVICE)) $(if $(DATA),data=$(DATA)) $(if $(
 # reproduce-order-embeddings -> order_embeddings
 group = $(subst -,_,$*)
 
-reproduce-%: $(READY) ## Run an experiment, judge its claims, draw its figure (PROFILE= NORMS= SEEDS= DEVICE= OVERRIDES=)
-	@$(PY) -m scripts.reproduce $(group) $(chosen) $(overrides)
+reproduce-%: $(READY) ## Run an experiment, judge its claims, draw its figure (PROFILE= NORMS= SEEDS= DEVICE= JOBS= OVERRIDES=)
+	@$(PY) -m scripts.reproduce $(group) $(chosen) $(if $(JOBS),--jobs $(JOBS)) $(overrides)
 
 plan-%: $(READY) ## Show what would run, what is done and how long the rest takes
 	@$(PY) -m scripts.plan $(group) $(chosen)

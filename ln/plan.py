@@ -1,10 +1,9 @@
 """Which runs an experiment's claims need, which are done, and how long the rest will take."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ln.claims import load_claims
 from ln.config import PROFILES, Mistake, names
@@ -28,8 +27,28 @@ class Cell:
         return self.status in DONE
 
 
-def wanted(group: str, profile: str, norms: str | None = None, seeds: str | None = None) -> dict[str, Sequence[Any]]:
-    """The experiments, norms and seeds to run: the claims' own, or comma lists given by the user.
+@dataclass(frozen=True)
+class Wanted:
+    """Which runs are asked for."""
+
+    norms: dict[str, list[str]]  # by experiment
+    seeds: list[int]
+
+    def __iter__(self) -> Iterator[tuple[str, str, int]]:
+        """Experiment, norm and seed of each run."""
+        return ((e, norm, seed) for e, norms in self.norms.items() for norm in norms for seed in self.seeds)
+
+    def multiruns(self) -> list[list[str]]:
+        """Hydra's arguments, whose comma lists multiply: experiments that run under the same norms go together."""
+        together: dict[str, list[str]] = {}
+        for experiment, norms in self.norms.items():
+            together.setdefault(",".join(norms), []).append(experiment)
+        seeds = ",".join(map(str, self.seeds))
+        return [[f"experiment={','.join(e)}", f"norm={norms}", f"seed={seeds}"] for norms, e in together.items()]
+
+
+def wanted(group: str, profile: str, norms: str | None = None, seeds: str | None = None) -> Wanted:
+    """The runs of the claims, or with the comma lists of norms and seeds that the user gives.
 
     Raises:
         Mistake: an unknown name, an empty list, a seed that is not a whole number.
@@ -48,21 +67,21 @@ def wanted(group: str, profile: str, norms: str | None = None, seeds: str | None
             numbers = [int(seed) for seed in seeds.split(",")]
         except ValueError:
             raise Mistake(f"seeds={seeds} is not a comma list of whole numbers such as 0,1,2") from None
-    return {"experiments": runs["experiments"], "norms": chosen, "seeds": numbers}
+    only = runs.get("only", {})  # variants that make sense under some norms
+    by_experiment = {e: [norm for norm in chosen if norm in only.get(e, chosen)] for e in runs["experiments"]}
+    return Wanted({e: norms for e, norms in by_experiment.items() if norms}, numbers)
 
 
-def cells(results: str | Path, profile: str, wanted: dict[str, Sequence[Any]]) -> list[Cell]:
+def cells(results: str | Path, profile: str, wanted: Wanted) -> list[Cell]:
     """The wanted runs and their state, read from their folders."""
+    speeds_of = {e: _seconds_by_norm(Path(results) / profile / e) for e in wanted.norms}
     found = []
-    for experiment in wanted["experiments"]:
-        speeds = _seconds_by_norm(Path(results) / profile / experiment)
-        for norm in wanted["norms"]:
-            for seed in wanted["seeds"]:
-                folder = run_folder(results, profile, experiment, norm, seed)
-                status, share = _state(folder, speeds)
-                whole = speeds.get(norm, max(speeds.values(), default=None))
-                left = 0.0 if status in DONE else (None if whole is None else whole[0] * (1 - share))
-                found.append(Cell(experiment, norm, seed, folder, status, share, left))
+    for experiment, norm, seed in wanted:
+        folder, speeds = run_folder(results, profile, experiment, norm, seed), speeds_of[experiment]
+        status, share = _state(folder, speeds)
+        whole = speeds.get(norm, max(speeds.values(), default=None))
+        left = 0.0 if status in DONE else (None if whole is None else whole[0] * (1 - share))
+        found.append(Cell(experiment, norm, seed, folder, status, share, left))
     return found
 
 

@@ -34,6 +34,7 @@ from ln.sweep_plan import SweepCell, SweepPlan
 from ln.train import carry_out, one_sentence
 
 BUSY = "busy"
+MOST_USUAL_JOBS = 4  # each may take 1.5 GB
 NOTES = "LN_SWEEP_NOTES"  # environment variable that tells a cell's process where to write
 _gpu_lock: IO[str] | None = None  # held to the end of the process
 
@@ -146,6 +147,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def usual_jobs(profile: str, overrides: list[str]) -> int:
+    """How many runs at a time suit this machine: on the CPU the laptop profile's small runs gain little from a second
+    core, and go side by side; a GPU is one run's."""
+    device = next((o.partition("=")[2] for o in reversed(overrides) if o.startswith("device=")), "auto")
+    on_cpu = device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+    return min(cores(), MOST_USUAL_JOBS) if profile == "laptop" and on_cpu else 1
+
+
 def launcher_arguments(launcher: str, jobs: int, overrides: list[str]) -> list[str]:
     """Hydra's arguments for a launcher: how many cells at once, and a cell's share of the cores.
 
@@ -212,11 +221,17 @@ def run_cells(plan: SweepPlan, arguments: list[str], notes: Notes) -> None:
         Mistake: what was asked for cannot be composed.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    command = for_jobs([*plan.arguments, *arguments])
-    check_choices(command)
+    for multirun in plan.multiruns:
+        check_choices([*multirun, *arguments])
+    for multirun in plan.multiruns:
+        run_multirun(for_jobs([*multirun, *arguments]), plan.cells, notes)
+
+
+def run_multirun(command: list[str], cells: list[SweepCell], notes: Notes) -> None:
+    """Carry out one multirun of Hydra's, whose cells are among `cells`, and begin it anew when a process has died."""
     environment = {NOTES: str(notes.folder), NOTES + "_PID": str(os.getpid())}
     exported = [f"+hydra.job.env_set.{key}='{value}'" for key, value in environment.items()]
-    while True:
+    while not notes.stopping:
         sys.argv[1:] = ["-m", *command, *exported]
         try:
             _job()
@@ -229,7 +244,7 @@ def run_cells(plan: SweepPlan, arguments: list[str], notes: Notes) -> None:
             # A process died, and joblib ends the others with it. The culprit is among those in flight.
             if notes.stopping:
                 return
-            for suspect in notes.in_flight(plan.cells):
+            for suspect in notes.in_flight(cells):
                 run_alone(suspect, notes)
 
 

@@ -30,7 +30,7 @@ class SweepCell:
 @dataclass(frozen=True)
 class SweepPlan:
     cells: list[SweepCell]
-    arguments: list[str]  # Hydra's: every combination of their comma lists is a cell
+    multiruns: list[list[str]]  # Hydra's arguments; each combination of one's comma lists is a cell
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,8 @@ def plan(group: str, profile: str, results: str, norms: str | None, seeds: str |
 
 def _of_claims(group: str, profile: str, results: str, norms: str | None, seeds: str | None) -> SweepPlan:
     chosen = wanted(group, profile, norms, seeds)
-    cells = [
-        SweepCell(f"{e} {n}", e, n, s, run_folder(results, profile, e, n, s))
-        for e, n, s in itertools.product(chosen["experiments"], chosen["norms"], chosen["seeds"])
-    ]
-    lists = [f"{key.removesuffix('s')}={','.join(map(str, values))}" for key, values in chosen.items()]
-    return SweepPlan(cells, [*lists, f"profile={profile}", f"results={results}"])
+    cells = [SweepCell(f"{e} {n}", e, n, s, run_folder(results, profile, e, n, s)) for e, n, s in chosen]
+    return SweepPlan(cells, [[*lists, f"profile={profile}", f"results={results}"] for lists in chosen.multiruns()])
 
 
 def _of_definition(d: Definition, profile: str, results: str, norms: str | None, seeds: str | None) -> SweepPlan:
@@ -97,9 +93,9 @@ def _of_definition(d: Definition, profile: str, results: str, norms: str | None,
     given = wanted(_claims_of(experiment), profile, norms, seeds)
     parameters = dict(d.parameters)
     if norms is not None:
-        parameters["norm"] = list(given["norms"])
+        parameters["norm"] = given.norms[experiment]
     if seeds is not None:
-        parameters["seed"] = list(given["seeds"])
+        parameters["seed"] = given.seeds
     assert d.setting is not None
     short = d.setting.rpartition(".")[2]
     cells = []
@@ -109,7 +105,7 @@ def _of_definition(d: Definition, profile: str, results: str, norms: str | None,
     lists = [f"{key}={','.join(map(str, values))}" for key, values in parameters.items()]
     # Each value's runs have a results folder of their own, so that a folder still holds one recipe's run.
     root = value_root(results, d, f"${{{d.setting}}}")
-    return SweepPlan(cells, [*d.fixed, *lists, f"profile={profile}", f"results={root}"])
+    return SweepPlan(cells, [[*d.fixed, *lists, f"profile={profile}", f"results={root}"]])
 
 
 def value_root(results: str | Path, definition: Definition, value: Any) -> Path:

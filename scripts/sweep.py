@@ -10,29 +10,40 @@ from ln.sweep_results import closing_lines, conclude_sweep
 from ln.sweep_table import watched
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """What a command that runs experiments takes."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("group", help="an experiment with claims, such as mnist, or a grid of configs/sweep/")
     parser.add_argument("--profile", default="laptop")
     parser.add_argument("--norms", help="comma list; the claims' own by default")
     parser.add_argument("--seeds", help="comma list; the claims' own by default")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
-    parser.add_argument("--launcher", default="local", help="a file of configs/hydra/launcher/")
     parser.add_argument("--results", default="results")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as train.epochs=3 device=cuda")
-    arguments = parser.parse_intermixed_args()
+    return parser
+
+
+def sweep(arguments: argparse.Namespace, jobs: int, launcher: str = "local") -> int:
+    """Carry out what the arguments ask for, `jobs` runs at a time, and conclude; the command's exit status."""
+    swept = plan(arguments.group, arguments.profile, arguments.results, arguments.norms, arguments.seeds)
+    chosen = launcher_arguments(launcher, jobs, arguments.overrides)
+    with notes_for(arguments.results) as notes:
+        with stop_requests(notes, swept.cells), watched(swept.cells, notes, jobs):
+            run_cells(swept, [*chosen, *arguments.overrides], notes)
+        stopped, (lines, failed) = notes.stopping, closing_lines(swept.cells, notes)
+    print(conclude_sweep(arguments.group, arguments.profile, arguments.results, arguments.overrides))
+    print("\n".join(lines), file=sys.stderr)
+    return 130 if stopped else int(failed)
+
+
+def main() -> None:
+    command = parser(__doc__)
+    command.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    command.add_argument("--launcher", default="local", help="a file of configs/hydra/launcher/")
+    arguments = command.parse_intermixed_args()
     try:
-        swept = plan(arguments.group, arguments.profile, arguments.results, arguments.norms, arguments.seeds)
-        launcher = launcher_arguments(arguments.launcher, arguments.jobs, arguments.overrides)
-        with notes_for(arguments.results) as notes:
-            with stop_requests(notes, swept.cells), watched(swept.cells, notes, arguments.jobs):
-                run_cells(swept, [*launcher, *arguments.overrides], notes)
-            stopped, (lines, failed) = notes.stopping, closing_lines(swept.cells, notes)
-        print(conclude_sweep(arguments.group, arguments.profile, arguments.results, arguments.overrides))
+        sys.exit(sweep(arguments, arguments.jobs, arguments.launcher))
     except Mistake as mistake:
         fail(mistake)
-    print("\n".join(lines), file=sys.stderr)
-    sys.exit(130 if stopped else int(failed))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import pytest
 from ln import claims
 from ln.claims import INCONCLUSIVE, NOT_REPRODUCED, NOT_RUN, REPRODUCED, Measured
 from ln.config import Mistake, names
+from ln.plan import wanted
 from ln.report import groups
 
 
@@ -143,13 +144,15 @@ def test_every_claims_file_is_whole(group: str) -> None:
     experiments = document["runs"]["experiments"]
     assert set(experiments) <= set(names("experiment"))
     assert set(document["runs"]["seeds"]) == {"smoke", "laptop", "full"}
+    norms = wanted(group, "full").norms
+    assert set(norms) == set(experiments)
     identifiers = [claim["id"] for claim in document["claims"]]
     assert len(set(identifiers)) == len(identifiers)
     for claim in document["claims"]:
         for check in [{**claim, **check} for check in claim.get("checks", [{}])]:
             assert check["kind"] in claims.KINDS, claim["id"]
             assert check.get("experiment", experiments[0]) in experiments
-            assert set(claims._norms(check)) <= set(document["runs"]["norms"])
+            assert set(claims._norms(check)) <= set(norms[check.get("experiment", experiments[0])])
             assert check["direction"] in ("lower", "higher")
             needs = {"value": ("within", "tolerance"), "curve": ("points",)}.get(check["kind"], ("baseline",))
             assert any(key in check for key in needs), claim["id"]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ln import plan
 from ln.config import Mistake, Recipe, names
 from ln.plan import cells, duration, wanted
 from ln.report import conclude, groups, readme_block, terminal_table, with_block
@@ -77,6 +78,21 @@ def test_the_plan_tells_what_is_done_and_estimates_the_rest(recipe: Callable[...
 def test_a_plan_of_nonsense_is_one_sentence(norms: str | None, seeds: str | None, said: str) -> None:
     with pytest.raises(Mistake, match=said):
         wanted("mnist", "laptop", norms, seeds)
+
+
+def test_a_variant_runs_only_under_the_norms_it_makes_sense_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = {"experiments": ["a", "b", "c"], "norms": ["none", "layer"], "only": {"b": ["layer"]}, "seeds": {"smoke": 2}}
+    monkeypatch.setattr(plan, "load_claims", lambda group: {"runs": runs})
+    found = wanted("any", "smoke")
+    assert set(found) == {(e, n, s) for e in "abc" for n in ("none", "layer") for s in (0, 1)} - {
+        ("b", "none", 0),
+        ("b", "none", 1),
+    }
+    assert found.multiruns() == [
+        ["experiment=a,c", "norm=none,layer", "seed=0,1"],
+        ["experiment=b", "norm=layer", "seed=0,1"],
+    ]
+    assert wanted("any", "smoke", norms="none").norms == {"a": ["none"], "c": ["none"]}
 
 
 def test_durations_are_read_at_a_glance() -> None:

@@ -19,7 +19,17 @@ from hydra import compose, initialize_config_dir
 import ln.sweep
 from ln.config import CONFIGS, Mistake, Recipe, names, recipe_of
 from ln.runs import run_folder
-from ln.sweep import Notes, Outcome, launcher_arguments, notes_for, run_alone, run_cells, stop_requests, take_gpu
+from ln.sweep import (
+    Notes,
+    Outcome,
+    launcher_arguments,
+    notes_for,
+    run_alone,
+    run_cells,
+    stop_requests,
+    take_gpu,
+    usual_jobs,
+)
 from ln.sweep_plan import Definition, SweepCell, SweepPlan, definitions, plan
 from ln.sweep_results import closing_lines, sensitivity_figure
 from ln.sweep_table import State, Watch, seconds_left, table
@@ -39,8 +49,8 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]
     def run(seeds: str, *overrides: str, jobs: int = 1, launcher: str = "local") -> Any:
         whole = plan("mnist", "smoke", results, "none", seeds)
         cells = [cell for cell in whole.cells if cell.experiment == "mnist_b128"]
-        arguments = ["experiment=mnist_b128", *(a for a in whole.arguments if not a.startswith("experiment="))]
-        swept = SweepPlan(cells, arguments)
+        arguments = ["experiment=mnist_b128", *(a for a in whole.multiruns[0] if not a.startswith("experiment="))]
+        swept = SweepPlan(cells, [arguments])
         with notes_for(results) as notes, stop_requests(notes, cells):
             run_cells(swept, [*launcher_arguments(launcher, jobs, SHORT), *SHORT, *overrides], notes)
             outcomes = {cell.seed: notes.outcome(cell.folder) for cell in cells}
@@ -121,7 +131,7 @@ def test_after_a_death_the_rest_is_launched_again(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(ln.sweep, "_job", dying)
     monkeypatch.setattr(ln.sweep, "run_alone", note)
-    run_cells(SweepPlan(cells, []), [], notes)
+    run_cells(SweepPlan(cells, [[]]), [], notes)
     assert len(launched) == 2
     assert alone == [cells[1]]  # not the one that was done, nor those never begun
 
@@ -147,6 +157,18 @@ def test_cores_are_shared_out_unless_the_user_says(monkeypatch: pytest.MonkeyPat
     assert "threads=2" in launcher_arguments("local", 2, [])
     assert "threads=1" in launcher_arguments("local", 8, [])
     assert not any(a.startswith("threads=") for a in launcher_arguments("local", 2, ["threads=4"]))
+
+
+def test_small_runs_go_side_by_side_and_a_gpu_is_one_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ln.sweep, "cores", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert usual_jobs("laptop", []) == 2
+    assert usual_jobs("smoke", []) == usual_jobs("full", []) == usual_jobs("laptop", ["device=cuda"]) == 1
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert usual_jobs("laptop", []) == 1
+    assert usual_jobs("laptop", ["device=cuda", "device=cpu"]) == 2
+    monkeypatch.setattr(ln.sweep, "cores", lambda: 64)
+    assert usual_jobs("laptop", ["device=cpu"]) == 4
 
 
 def test_every_process_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
