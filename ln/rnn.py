@@ -145,10 +145,16 @@ class _Recurrent(NormalizedRecurrence):
         return output, tuple(final)
 
     def _torch_is_fastest(self, x: Tensor) -> bool:
-        """Without norms in the recurrence torch has cuDNN on CUDA, and oneDNN for the float32 LSTM on the CPU."""
+        """Without norms in the recurrence torch has cuDNN on CUDA, and on the CPU an LSTM that only the native one beats:
+        0.5 of its time at T 784, H 100; 0.9 at T 64, H 256; 1.1 at T 28, H 128."""
         if self.backend != "auto" or self.kernel_norm.name != "none" or self.recompute:
             return False
-        return x.device.type == "cuda" or (self.cell == "lstm" and x.device.type == "cpu" and x.dtype == torch.float32)
+        if x.device.type == "cuda":
+            return True
+        if self.cell != "lstm" or x.device.type != "cpu" or x.dtype != torch.float32:
+            return False
+        backend = kernels.resolve(self.backend, x.device, x.dtype, self.cell, self.kernel_norm)
+        return kernels.name_of(backend) != "native"
 
     def _torch(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         function = getattr(torch._VF, {"rnn": f"rnn_{self.nonlinearity}"}.get(self.cell, self.cell))
