@@ -185,6 +185,15 @@ def test_the_page_needs_no_network_and_its_links_lead_somewhere(page: Page, smal
         assert said in text
 
 
+def test_sensitivity_and_speed_stand_beside_the_claims(page: Page, small: Path) -> None:
+    shown = (small / "index.html").read_text().partition('<section id="beside"')[2].partition("</section>")[0]
+    assert "<h3>Sensitivity</h3>" in shown
+    assert "<h3>Speed</h3>" in shown
+    assert '<a href="sweeps/learning_rate/figure-laptop.png">' in shown
+    assert "Learning rate, profile laptop" in shown
+    assert "CPU 2 threads bars" in shown
+
+
 def test_landmarks_labels_headings_and_alternative_texts(page: Page) -> None:
     for landmark in ("header", "nav", "main", "footer"):
         assert len(page.all(landmark)) == 1
@@ -237,6 +246,14 @@ def test_the_same_results_are_the_same_page(built: Built, small: Path) -> None:
     again = write_page(small)
     assert (again.page.read_bytes(), again.markdown.read_bytes()) == before
     assert str(small).encode() not in before[0] + before[1]  # no path of this machine
+
+
+def test_the_report_is_not_stale(tmp_path: Path) -> None:
+    copied = shutil.copytree(ROOT / "results", tmp_path / "results", ignore=shutil.ignore_patterns("*.pt", "wandb"))
+    said = (copied / "REPORT.md").read_text(), (copied / "index.html").read_text().partition('id="plotly"')[0]
+    made = write_page(copied)
+    now = made.markdown.read_text(), made.page.read_text().partition('id="plotly"')[0]
+    assert said == now, "run `make report`"
 
 
 def test_text_cannot_break_out_of_the_page(tmp_path: Path) -> None:

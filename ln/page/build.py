@@ -118,7 +118,8 @@ def write_page(results: str | Path) -> Built:
         raise Mistake(f"{folder} is not a folder with results; run an experiment first, such as make reproduce-mnist")
     notes: list[str] = []
     sections = [_section(group, folder, notes) for group in groups()]
-    _add_pictures(sections, folder)
+    album = Album(folder)
+    _add_pictures(sections, folder, album)
     blocks = [block for section in sections for block in section.blocks]
     points = curves.points_each([block.found for block in blocks])
     drawn = {
@@ -130,6 +131,7 @@ def write_page(results: str | Path) -> Built:
     rows = [row for section in sections for row in section.rows]
     shared = {
         "sections": sections,
+        "beside": album.beside_the_claims(),
         "rows": rows,
         "notes": notes,
         "counts": {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in WORDS},
@@ -208,9 +210,8 @@ def _rows(group: str, document: dict[str, Any], blocks: Sequence[Block]) -> list
     return rows
 
 
-def _add_pictures(sections: Sequence[Section], results: Path) -> None:
+def _add_pictures(sections: Sequence[Section], results: Path, album: Album) -> None:
     """Figures first: where there is no room for all pictures, single runs' are the ones that are only linked."""
-    album = Album(results)
     blocks = [(section.document, block) for section in sections for block in section.blocks]
     for document, block in blocks:
         path = results / block.profile / block.group / "figure.png"

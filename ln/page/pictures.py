@@ -40,7 +40,7 @@ class Album:
     def __init__(self, results: Path, room: int = ROOM_BYTES):
         self.results, self.room = results, room
 
-    def take(self, path: Path, alt: str, caption: str = "") -> Picture:
+    def take(self, path: Path, alt: str, caption: str = "", kind: str | None = None) -> Picture:
         with Image.open(path) as image:
             width, height = image.size
             file = path.read_bytes() if path.suffix == ".gif" else _smaller(image)
@@ -48,12 +48,25 @@ class Album:
         if len(file) <= self.room:
             self.room -= len(file)
             data = f"data:{KINDS[path.suffix]};base64,{base64.b64encode(file).decode()}"
-        return Picture(path.relative_to(self.results).as_posix(), words(path), alt, caption, width, height, data)
+        shown = path.relative_to(self.results).as_posix()
+        return Picture(shown, kind or words(path), alt, caption, width, height, data)
 
     def of_folder(self, folder: Path, title: str) -> list[Picture]:
         """What an experiment drew beside its figure."""
         paths = [p for p in sorted(folder.glob("*")) if p.suffix in KINDS and p.stem != "figure"]
         return [self.take(p, f"{words(p)} of {title}") for p in paths]
+
+    def beside_the_claims(self) -> list[Picture]:
+        """The figures of the sensitivity sweeps, and what the benchmarks drew."""
+        pictures = []
+        for path in sorted(self.results.glob("sweeps/*/figure-*.png")):
+            setting, profile = path.parent.name.replace("_", " "), path.stem.partition("-")[2]
+            alt = f"Result against the {setting}, one line per norm"
+            pictures.append(self.take(path, alt, f"{setting.capitalize()}, profile {profile}", "Sensitivity"))
+        for path in sorted(self.results.glob("bench/*.png")):
+            shown = words(path).replace("Cpu", "CPU")
+            pictures.append(self.take(path, shown, shown, "Speed"))
+        return pictures
 
     def of_runs(self, found: Sequence[Found]) -> list[Picture]:
         """What the first seed of each norm drew; the others' pictures lie in their folders."""
@@ -81,5 +94,5 @@ def _smaller(image: Image.Image) -> bytes:
 
 def words(path: Path) -> str:
     """samples.png -> Samples, table1.png -> Table 1; an animation says so."""
-    name = re.sub(r"_|(?<=[a-z])(?=\d)", " ", path.stem).capitalize()
+    name = re.sub(r"_|-|(?<=[a-z])(?=\d)", " ", path.stem).capitalize()
     return f"{name} (animation)" if path.suffix == ".gif" else name
