@@ -60,7 +60,8 @@ class Measured:
         return min(values) if lower else max(values)
 
 
-Runs = dict[str, dict[int, Measured]]  # norm -> seed -> run
+Seeds = dict[int, Measured]
+Runs = dict[str, Seeds]  # norm -> seed -> run
 
 
 def load_runs(results: str | Path, profile: str, experiment: str) -> Runs:
@@ -121,10 +122,9 @@ def _judge_claim(claim: dict[str, Any], runs: dict[str, Runs], default: str, pro
     checks = [{**claim, **check} for check in claim.get("checks", [{}])]
     findings, used = [], []
     for check in checks:
-        experiment_runs = runs[check.get("experiment", default)]
-        finding = _check(check, experiment_runs, profile)
-        findings.append(finding)
-        used += [run for norm in _norms(check) for run in experiment_runs.get(norm, {}).values()]
+        sides = [runs[experiment].get(norm, {}) for experiment, norm in _sides(check, default)]
+        findings.append(_check(check, sides, profile))
+        used += [run for side in sides for run in side.values()]
     worst = min(findings, key=lambda finding: WORST_FIRST.index(finding.verdict))
     texts = [
         check.get("quantity", "") + " " * ("quantity" in check) + f.measured
@@ -150,25 +150,34 @@ def _judge_claim(claim: dict[str, Any], runs: dict[str, Runs], default: str, pro
     )
 
 
-def _norms(check: dict[str, Any]) -> list[str]:
-    return [check["norm"], *([check["baseline"]] if "baseline" in check else [])]
+def _sides(check: dict[str, Any], default: str) -> list[tuple[str, str]]:
+    """Experiment and norm of the runs that are judged, and of their baseline where there is one."""
+    experiment = check.get("experiment", default)
+    if "baseline" not in check:
+        return [(experiment, check["norm"])]
+    return [(experiment, check["norm"]), (check.get("baseline_experiment", experiment), check["baseline"])]
 
 
-def _check(check: dict[str, Any], runs: Runs, profile: str) -> Finding:
-    missing = [norm for norm in _norms(check) if not runs.get(norm)]
+def _baseline(check: dict[str, Any]) -> str:
+    return check["baseline"] + (f" of {check['baseline_experiment']}" if "baseline_experiment" in check else "")
+
+
+def _check(check: dict[str, Any], sides: list[Seeds], profile: str) -> Finding:
+    names = [check["norm"], *([_baseline(check)] if "baseline" in check else [])]
+    missing = [name for name, side in zip(names, sides, strict=True) if not side]
     if missing:
         return Finding(NOT_RUN, "", f"no finished run of norm {' and '.join(missing)} at profile {profile}")
-    refusal = _protocol_refusal(check, runs, profile)
+    refusal = _protocol_refusal(check, sides, profile)
     if refusal:
         return Finding(NOT_RUN, "", refusal)
-    return KINDS[check["kind"]](check, runs)
+    return KINDS[check["kind"]](check, sides)
 
 
-def _protocol_refusal(check: dict[str, Any], runs: Runs, profile: str) -> str:
+def _protocol_refusal(check: dict[str, Any], sides: list[Seeds], profile: str) -> str:
     """Published numbers are judged at the paper's protocol only, unless the claim says otherwise."""
     default = {"profile": "full", "data": "original"} if check["kind"] in ("value", "curve") else {}
     requires = check.get("requires", default)
-    statuses = {run.info["data"]["status"] for norm in _norms(check) for run in runs[norm].values()}
+    statuses = {run.info["data"]["status"] for side in sides for run in side.values()}
     if "profile" in requires and requires["profile"] != profile:
         return f"a published number, judged at profile {requires['profile']}; these runs are {profile}"
     if "data" in requires and statuses != {requires["data"]}:
@@ -176,8 +185,8 @@ def _protocol_refusal(check: dict[str, Any], runs: Runs, profile: str) -> str:
     return ""
 
 
-def _paired(check: dict[str, Any], runs: Runs) -> tuple[list[Measured], list[Measured]]:
-    ours, theirs = runs[check["norm"]], runs[check["baseline"]]
+def _paired(sides: list[Seeds]) -> tuple[list[Measured], list[Measured]]:
+    ours, theirs = sides
     seeds = sorted(ours.keys() & theirs.keys())
     return [ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]
 
@@ -205,14 +214,14 @@ def _test_set_half_width(check: dict[str, Any], groups: list[list[Measured]]) ->
     return scale * proportion_half_width(means, groups[0][0].info["examples"][split])
 
 
-def value(check: dict[str, Any], runs: Runs) -> Finding:
+def value(check: dict[str, Any], sides: list[Seeds]) -> Finding:
     """The mean over seeds lies within `tolerance` of `published`, or `within` [low, high]."""
     low, high = check.get("within") or (
         check["published"] - check["tolerance"],
         check["published"] + check["tolerance"],
     )
     low, high = (-math.inf if low is None else low), (math.inf if high is None else high)
-    measured = list(runs[check["norm"]].values())
+    measured = list(sides[0].values())
     values = [run.value(check["metric"], check.get("at", "final"), _lower(check)) for run in measured]
     if not all(map(math.isfinite, values)):
         return Finding(
@@ -229,9 +238,9 @@ def value(check: dict[str, Any], runs: Runs) -> Finding:
     return Finding(INCONCLUSIVE, str(interval), f"the interval straddles an end of {band}", interval)
 
 
-def better(check: dict[str, Any], runs: Runs) -> Finding:
+def better(check: dict[str, Any], sides: list[Seeds]) -> Finding:
     """The improvement over the baseline, paired by seed, excludes zero."""
-    ours, theirs = _paired(check, runs)
+    ours, theirs = _paired(sides)
     if len(ours) < 2:
         return _too_few(len(ours))
     sign, at = (1.0 if _lower(check) else -1.0), check.get("at", "best")
@@ -253,22 +262,22 @@ def better(check: dict[str, Any], runs: Runs) -> Finding:
     interval = mean_interval(gains)
     if not any(run.diverged for run in (*ours, *theirs)):
         interval = widen(interval, _test_set_half_width(check, [ours, theirs]))
-    text = f"{check['norm']} better than {check['baseline']} by {interval}"
+    text = f"{check['norm']} better than {_baseline(check)} by {interval}"
     if interval.low > 0:
         return Finding(REPRODUCED, text, "the paired difference excludes zero", interval)
     if interval.high < 0:
-        return Finding(NOT_REPRODUCED, text, f"{check['baseline']} is better", interval)
+        return Finding(NOT_REPRODUCED, text, f"{_baseline(check)} is better", interval)
     return Finding(INCONCLUSIVE, text, "the paired difference does not exclude zero", interval)
 
 
-def faster(check: dict[str, Any], runs: Runs) -> Finding:
+def faster(check: dict[str, Any], sides: list[Seeds]) -> Finding:
     """The steps needed, as a share of the baseline's, lie below `at_most` (1 unless the claim names a share).
 
     The target is a fixed `target`, or the best that the baseline reaches. That best is averaged over the *other* seeds:
     a run cannot fail to reach its own best, so judging a seed by its own would bias the ratio where there is no
     difference. A run that never reaches the target counts as later than its last step.
     """
-    ours, theirs = _paired(check, runs)
+    ours, theirs = _paired(sides)
     if len(ours) < 2:
         return _too_few(len(ours))
     lower, at_most = _lower(check), check.get("at_most", 1.0)
@@ -292,7 +301,7 @@ def faster(check: dict[str, Any], runs: Runs) -> Finding:
         others.append(reached[1])
     floor = math.sqrt(sum(variances) / len(ours))
     interval = ratio_interval(mine, others, floor)
-    text = f"{check['norm']} takes {interval} of {check['baseline']}'s steps"
+    text = f"{check['norm']} takes {interval} of {_baseline(check)}'s steps"
     note = f" ({never[0]} and {never[1]} of {len(ours)} runs never reach the target)" if any(never) else ""
     if interval.high < at_most:
         return Finding(REPRODUCED, text, f"the ratio of steps lies below {at_most:g}{note}", interval)
@@ -301,11 +310,11 @@ def faster(check: dict[str, Any], runs: Runs) -> Finding:
     return Finding(INCONCLUSIVE, text, f"the ratio of steps straddles {at_most:g}{note}", interval)
 
 
-def curve(check: dict[str, Any], runs: Runs) -> Finding:
+def curve(check: dict[str, Any], sides: list[Seeds]) -> Finding:
     """The mean absolute distance from the published `points` {x: value} is at most `tolerance`."""
     x = check.get("x", "step")
     distances = []
-    for run in runs[check["norm"]].values():
+    for run in sides[0].values():
         positions, values = run.curve(check["metric"], x)
         if run.diverged or not positions or positions[-1] < max(check["points"]):
             return Finding(NOT_REPRODUCED, "", f"a run ends before the published curve does, at {x} {positions[-1:]}")
@@ -327,7 +336,7 @@ def curve(check: dict[str, Any], runs: Runs) -> Finding:
     return Finding(INCONCLUSIVE, text, f"the distance straddles {tolerance:g}", interval)
 
 
-KINDS: dict[str, Callable[[dict[str, Any], Runs], Finding]] = {
+KINDS: dict[str, Callable[[dict[str, Any], list[Seeds]], Finding]] = {
     "value": value,
     "better": better,
     "faster": faster,

@@ -34,16 +34,16 @@ COMPARE = {"norm": "layer", "baseline": "none", "metric": "valid_loss", "directi
 
 def test_value_within_its_tolerance() -> None:
     check = {"norm": "layer", "metric": "test_loss", "direction": "lower", "published": 1.0, "tolerance": 0.1}
-    near = {"layer": seeds(run(1.01), run(1.0), run(0.99))}
+    near = [seeds(run(1.01), run(1.0), run(0.99))]
     assert claims.value(check, near).verdict == REPRODUCED
-    assert claims.value(check, {"layer": seeds(run(2.01), run(2.0), run(1.99))}).verdict == NOT_REPRODUCED
-    assert claims.value(check, {"layer": seeds(run(0.8), run(1.0), run(1.3))}).verdict == INCONCLUSIVE
-    assert claims.value(check, {"layer": seeds(run(1.0))}).verdict == INCONCLUSIVE
+    assert claims.value(check, [seeds(run(2.01), run(2.0), run(1.99))]).verdict == NOT_REPRODUCED
+    assert claims.value(check, [seeds(run(0.8), run(1.0), run(1.3))]).verdict == INCONCLUSIVE
+    assert claims.value(check, [seeds(run(1.0))]).verdict == INCONCLUSIVE
 
 
 def test_a_proportion_is_as_uncertain_as_its_test_set() -> None:
     check = {"norm": "layer", "metric": "test_error", "direction": "lower", "published": 0.5, "tolerance": 0.05}
-    runs = {"layer": seeds(run(0.5), run(0.501), run(0.499))}
+    runs = [seeds(run(0.5), run(0.501), run(0.499))]
     assert claims.value(check, runs).verdict == REPRODUCED
     # 100 examples cannot tell 0.5 from 0.45 or 0.55, however well the seeds agree.
     assert claims.value({**check, "proportion": True}, runs).verdict == INCONCLUSIVE
@@ -51,16 +51,16 @@ def test_a_proportion_is_as_uncertain_as_its_test_set() -> None:
 
 def test_better_pairs_by_seed() -> None:
     layer, none = seeds(run(1.0), run(2.0), run(3.0)), seeds(run(1.1), run(2.1), run(3.11))
-    assert claims.better(COMPARE, {"layer": layer, "none": none}).verdict == REPRODUCED
-    assert claims.better(COMPARE, {"layer": none, "none": layer}).verdict == NOT_REPRODUCED
-    crossed = {"layer": layer, "none": {0: none[2], 1: none[0], 2: none[1]}}
+    assert claims.better(COMPARE, [layer, none]).verdict == REPRODUCED
+    assert claims.better(COMPARE, [none, layer]).verdict == NOT_REPRODUCED
+    crossed = [layer, {0: none[2], 1: none[0], 2: none[1]}]
     assert claims.better(COMPARE, crossed).verdict == INCONCLUSIVE
 
 
 def test_faster_counts_a_run_that_never_reaches_the_target_as_later_than_its_end() -> None:
     quick = seeds(*[run(1.0, 0.5, 0.4, 0.3, *[0.3 + 0.01 * seed] * 8) for seed in range(3)])
     slow = seeds(*[run(*[3.0 - 0.1 * i for i in range(12)]) for _ in range(3)])
-    finding = claims.faster(COMPARE, {"layer": slow, "none": quick})
+    finding = claims.faster(COMPARE, [slow, quick])
     assert finding.verdict == NOT_REPRODUCED
     assert "3 and" in finding.reason  # all three slow runs never get there
 
@@ -68,7 +68,7 @@ def test_faster_counts_a_run_that_never_reaches_the_target_as_later_than_its_end
 def test_faster_against_a_published_share() -> None:
     quick = seeds(*[run(*[4 - 0.6 * i for i in range(7)]) for _ in range(4)])
     slow = seeds(*[run(*[4 - 0.3 * i for i in range(14)]) for _ in range(4)])
-    runs = {"layer": quick, "none": slow}
+    runs = [quick, slow]
     check = {**COMPARE, "target": 1.0}
     assert claims.faster(check, runs).verdict == REPRODUCED
     assert claims.faster({**check, "at_most": 0.3}, runs).verdict == NOT_REPRODUCED
@@ -77,10 +77,10 @@ def test_faster_against_a_published_share() -> None:
 def test_a_diverged_run_is_counted_never_dropped() -> None:
     dead = Measured({**run(1.0).info, "status": "diverged"}, [])
     fine = seeds(run(1.0), run(1.01), run(0.99))
-    assert claims.better(COMPARE, {"layer": {**fine, 2: dead}, "none": fine}).verdict != REPRODUCED
-    assert claims.better(COMPARE, {"layer": fine, "none": seeds(dead, dead, dead)}).verdict == REPRODUCED
+    assert claims.better(COMPARE, [{**fine, 2: dead}, fine]).verdict != REPRODUCED
+    assert claims.better(COMPARE, [fine, seeds(dead, dead, dead)]).verdict == REPRODUCED
     value = {"norm": "layer", "metric": "test_loss", "direction": "lower", "within": [None, 5.0]}
-    assert claims.value(value, {"layer": {**fine, 2: dead}}).verdict == NOT_REPRODUCED
+    assert claims.value(value, [{**fine, 2: dead}]).verdict == NOT_REPRODUCED
 
 
 def test_curve_against_published_points() -> None:
@@ -91,11 +91,9 @@ def test_curve_against_published_points() -> None:
         "points": {10: 1.0, 20: 0.5},
         "tolerance": 0.1,
     }
-    assert claims.curve(check, {"layer": seeds(run(1.0, 0.52), run(1.01, 0.5), run(1.0, 0.51))}).verdict == REPRODUCED
-    assert (
-        claims.curve(check, {"layer": seeds(run(2.0, 1.5), run(2.01, 1.5), run(2.0, 1.51))}).verdict == NOT_REPRODUCED
-    )
-    assert claims.curve(check, {"layer": seeds(run(1.0), run(1.0))}).verdict == NOT_REPRODUCED  # ends too early
+    assert claims.curve(check, [seeds(run(1.0, 0.52), run(1.01, 0.5), run(1.0, 0.51))]).verdict == REPRODUCED
+    assert claims.curve(check, [seeds(run(2.0, 1.5), run(2.01, 1.5), run(2.0, 1.51))]).verdict == NOT_REPRODUCED
+    assert claims.curve(check, [seeds(run(1.0), run(1.0))]).verdict == NOT_REPRODUCED  # ends too early
 
 
 @pytest.mark.parametrize(
@@ -110,14 +108,29 @@ def test_published_numbers_are_judged_at_full_on_original_data_only(profile: str
         "published": 1,
         "tolerance": 1,
     }
-    runs = {"layer": seeds(run(1.0, data={"status": status}), run(1.0, data={"status": status}))}
+    runs = [seeds(run(1.0, data={"status": status}), run(1.0, data={"status": status}))]
     finding = claims._check(check, runs, profile)
     assert finding.verdict == NOT_RUN
     assert said in finding.reason
 
 
 def test_a_missing_norm_is_not_run() -> None:
-    assert claims._check({"kind": "better", **COMPARE}, {"layer": seeds(run(1.0))}, "laptop").verdict == NOT_RUN
+    finding = claims._check({"kind": "better", **COMPARE}, [seeds(run(1.0)), {}], "laptop")
+    assert finding.verdict == NOT_RUN
+    assert finding.reason == "no finished run of norm none at profile laptop"
+
+
+def test_a_baseline_may_be_another_experiments_run_of_the_same_norm() -> None:
+    claim = {"id": "gain", "sentence": "", "source": "", "kind": "better", **COMPARE, "baseline": "layer"}
+    claim |= {"baseline_experiment": "small_gain"}
+    runs = {"usual": {"layer": seeds(run(1.0), run(2.0), run(3.0))}}
+    runs["small_gain"] = {"layer": seeds(run(1.1), run(2.1), run(3.11))}
+    document = {"runs": {"experiments": ["usual", "small_gain"]}, "claims": [claim]}
+    (verdict,) = claims.judge_runs(document, runs, "laptop")
+    assert verdict.verdict == REPRODUCED
+    assert "better than layer of small_gain by 0.1" in verdict.measured
+    (turned,) = claims.judge_runs(document, dict(zip(runs, reversed(runs.values()), strict=True)), "laptop")
+    assert turned.verdict == NOT_REPRODUCED
 
 
 def test_runs_are_read_up_to_a_torn_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,8 +164,8 @@ def test_every_claims_file_is_whole(group: str) -> None:
     for claim in document["claims"]:
         for check in [{**claim, **check} for check in claim.get("checks", [{}])]:
             assert check["kind"] in claims.KINDS, claim["id"]
-            assert check.get("experiment", experiments[0]) in experiments
-            assert set(claims._norms(check)) <= set(norms[check.get("experiment", experiments[0])])
+            for experiment, norm in claims._sides(check, experiments[0]):
+                assert norm in norms[experiment], claim["id"]
             assert check["direction"] in ("lower", "higher")
             needs = {"value": ("within", "tolerance"), "curve": ("points",)}.get(check["kind"], ("baseline",))
             assert any(key in check for key in needs), claim["id"]
