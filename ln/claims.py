@@ -1,7 +1,7 @@
 """Claims of the paper as data, judged from measured runs.
 
 `configs/claims/<experiment>.yaml` lists, for each claim, its sentence, source, published numbers and checks. A check is
-one of four kinds, each a function from runs to a finding. `judge_runs` judges runs that were read
+one of five kinds, each a function from runs to a finding. `judge_runs` judges runs that were read
 from their files and trains nothing.
 """
 
@@ -336,11 +336,36 @@ def curve(check: dict[str, Any], sides: list[Seeds]) -> Finding:
     return Finding(INCONCLUSIVE, text, f"the distance straddles {tolerance:g}", interval)
 
 
+def above(check: dict[str, Any], sides: list[Seeds]) -> Finding:
+    """The share of the checkpoints at which a run does better than the baseline's of its seed is `at_least` so large.
+
+    A checkpoint that one of the two did not live to see counts for the other.
+    """
+    ours, theirs = _paired(sides)
+    if len(ours) < 2:
+        return _too_few(len(ours))
+    sign, at_least = (1.0 if _lower(check) else -1.0), check["at_least"]
+    shares = []
+    for mine, other in zip(ours, theirs, strict=True):
+        a, b = (dict(zip(*run.curve(check["metric"]), strict=True)) for run in (mine, other))
+        checkpoints = a.keys() | b.keys()
+        wins = sum(x not in b or (x in a and sign * (b[x] - a[x]) > 0) for x in checkpoints)
+        shares.append(wins / len(checkpoints) if checkpoints else 0.0)
+    interval = mean_interval(shares)
+    text = f"{check['norm']} above {_baseline(check)} at {interval} of the checkpoints"
+    if interval.low >= at_least:
+        return Finding(REPRODUCED, text, f"the share of checkpoints lies above {at_least:g}", interval)
+    if interval.high < at_least:
+        return Finding(NOT_REPRODUCED, text, f"the share of checkpoints lies below {at_least:g}", interval)
+    return Finding(INCONCLUSIVE, text, f"the share of checkpoints straddles {at_least:g}", interval)
+
+
 KINDS: dict[str, Callable[[dict[str, Any], list[Seeds]], Finding]] = {
     "value": value,
     "better": better,
     "faster": faster,
     "curve": curve,
+    "above": above,
 }
 
 

@@ -19,6 +19,7 @@ from ln.claims import Runs
 COLOURS = {"none": "#555555", "batch": "#E69F00", "weight": "#009E73", "layer": "#0072B2"}
 LABELS = {"none": "no norm", "batch": "batch norm", "weight": "weight norm", "layer": "layer norm"}
 PUBLISHED: dict[str, Any] = {"linestyle": (0, (1, 1.5)), "linewidth": 1.6, "alpha": 0.9}
+REFERENCE: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1.0}
 LEGEND_ENTRY_INCHES = 2.0  # the widest entry, a published value
 X_LABELS = {"step": "iteration", "epoch": "epoch", "seconds": "seconds"}
 STYLE: dict[Any, Any] = {
@@ -73,16 +74,43 @@ def draw_curves(axes: Axes, runs: Runs, metric: str, x: str = "step") -> None:
             axes.plot(where, mean, color=COLOURS[norm], linewidth=1.8, marker=marker, markersize=3, label=LABELS[norm])
 
 
+def draw_band(axes: Axes, runs: Runs, metric: str, deviation: str, x: str) -> None:
+    """A shade one `deviation` (a metric too) wide on both sides of each norm's mean, averaged over the seeds."""
+    for norm, by_seed in runs.items():
+        curves = [curve for run in by_seed.values() if (curve := run.curve(metric, x))[0]]
+        if curves:
+            where, mean = mean_curve(curves)
+            _, half = mean_curve([run.curve(deviation, x) for run in by_seed.values() if run.curve(deviation, x)[0]])
+            axes.fill_between(where, mean - half, mean + half, color=COLOURS[norm], alpha=0.12, linewidth=0)
+
+
+def draw_reference(axes: Axes, reference: dict[str, Any], runs: Runs, x: str) -> None:
+    """What a simpler method reaches: a `value`, or a `metric` that every run has of it, its mean over all of them; on
+    runs of one status of data only where `data` names it."""
+    measured = [run for by_seed in runs.values() for run in by_seed.values()]
+    if "data" in reference and {run.info["data"]["status"] for run in measured} != {reference["data"]}:
+        return
+    if "value" in reference:
+        axes.axhline(reference["value"], label=reference["label"], **REFERENCE)
+    elif curves := [curve for run in measured if (curve := run.curve(reference["metric"], x))[0]]:
+        axes.plot(*mean_curve(curves), label=reference["label"], **REFERENCE)
+
+
 def two_or_five(value: float, position: int) -> str:
     """A logarithmic axis' minor ticks: 20 and 50, since labels on all of them would overlap."""
     return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 
 
 def draw_panel(axes: Axes, panel: dict[str, Any], runs: Runs) -> None:
-    """One panel as the claims file describes it, with the published values as dotted lines or points."""
+    """One panel as the claims file describes it: published values as dotted lines or points, references dashed."""
     x = panel.get("x", "step")
     shown = panel.get("norms", COLOURS)
-    draw_curves(axes, {norm: by_seed for norm, by_seed in runs.items() if norm in shown}, panel["metric"], x)
+    runs = {norm: by_seed for norm, by_seed in runs.items() if norm in shown}
+    draw_curves(axes, runs, panel["metric"], x)
+    if "band" in panel:
+        draw_band(axes, runs, panel["metric"], panel["band"], x)
+    if "reference" in panel:
+        draw_reference(axes, panel["reference"], runs, x)
     for published in panel.get("published", []):
         colour = COLOURS[published["norm"]]
         name = f"published, {LABELS[published['norm']]}"

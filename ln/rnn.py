@@ -145,8 +145,8 @@ class _Recurrent(NormalizedRecurrence):
         return output, tuple(final)
 
     def _torch_is_fastest(self, x: Tensor) -> bool:
-        """Without norms in the recurrence torch has cuDNN on CUDA, and on the CPU an LSTM that only the native one beats:
-        0.5 of its time at T 784, H 100; 0.9 at T 64, H 256; 1.1 at T 28, H 128."""
+        """Without norms in the recurrence torch has cuDNN on CUDA, and on the CPU an LSTM that only the native one
+        beats: 0.5 of its time at T 784, H 100; 0.9 at T 64, H 256; 1.1 at T 28, H 128."""
         if self.backend != "auto" or self.kernel_norm.name != "none" or self.recompute:
             return False
         if x.device.type == "cuda":

@@ -120,6 +120,24 @@ def test_a_missing_norm_is_not_run() -> None:
     assert finding.reason == "no finished run of norm none at profile laptop"
 
 
+def test_above_counts_the_checkpoints_at_which_a_run_does_better() -> None:
+    check = {**COMPARE, "at_least": 0.75}
+    high = seeds(*[run(2.0, 3.0, 4.0, 5.0)] * 3)
+    assert claims.above(check, [seeds(*[run(1.0, 2.0, 3.0, 4.0)] * 3), high]).verdict == REPRODUCED
+    half = claims.above(check, [seeds(*[run(1.0, 2.0, 5.0, 6.0)] * 3), high])
+    assert half.verdict == NOT_REPRODUCED
+    assert half.interval is not None
+    assert half.interval.estimate == 0.5
+    mixed = seeds(run(1.0, 2.0, 3.0, 4.0), run(1.0, 2.0, 5.0, 6.0), run(1.0, 2.0, 3.0, 6.0))
+    assert claims.above(check, [mixed, high]).verdict == INCONCLUSIVE
+    # Three checkpoints that the runs did not live to see are the baseline's.
+    short = claims.above(check, [seeds(*[run(1.0)] * 3), high]).interval
+    assert short is not None
+    assert short.estimate == 0.25
+    assert claims.above({**check, "direction": "higher"}, [high, mixed]).verdict == INCONCLUSIVE
+    assert claims.above(check, [seeds(run(1.0)), seeds(run(2.0))]).verdict == INCONCLUSIVE
+
+
 def test_a_baseline_may_be_another_experiments_run_of_the_same_norm() -> None:
     claim = {"id": "gain", "sentence": "", "source": "", "kind": "better", **COMPARE, "baseline": "layer"}
     claim |= {"baseline_experiment": "small_gain"}
@@ -167,7 +185,9 @@ def test_every_claims_file_is_whole(group: str) -> None:
             for experiment, norm in claims._sides(check, experiments[0]):
                 assert norm in norms[experiment], claim["id"]
             assert check["direction"] in ("lower", "higher")
-            needs = {"value": ("within", "tolerance"), "curve": ("points",)}.get(check["kind"], ("baseline",))
+            needs = {"value": ("within", "tolerance"), "curve": ("points",), "above": ("at_least",)}.get(
+                check["kind"], ("baseline",)
+            )
             assert any(key in check for key in needs), claim["id"]
             assert claim["sentence"]
             assert claim["source"]
