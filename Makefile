@@ -54,6 +54,9 @@ sweep-%: $(READY) ## The same, several runs at a time (JOBS= LAUNCHER=local|slur
 verdict-%: $(READY) ## Judge an experiment's claims again from its files, without training
 	@$(PY) -m scripts.verdict $(group) --profile $(PROFILE) $(if $(RESULTS),--results $(RESULTS))
 
+profile-%: $(READY) ## Show where the time of a training step goes at the paper's sizes (DEVICE= OVERRIDES=)
+	@$(PY) -m scripts.profile_step $(group) $(overrides) $(if $(RESULTS),results=$(RESULTS))
+
 .PHONY: dashboard wandb-sync dashboards readme report bench bench-train test lint clean
 readme: $(READY) ## Rewrite the README's results table from the verdicts
 	@$(PY) -m scripts.readme

@@ -185,10 +185,8 @@ def test_every_claims_file_is_whole(group: str) -> None:
             for experiment, norm in claims._sides(check, experiments[0]):
                 assert norm in norms[experiment], claim["id"]
             assert check["direction"] in ("lower", "higher")
-            needs = {"value": ("within", "tolerance"), "curve": ("points",), "above": ("at_least",)}.get(
-                check["kind"], ("baseline",)
-            )
-            assert any(key in check for key in needs), claim["id"]
+            needs = {"value": ("within", "tolerance"), "curve": ("points",), "above": ("at_least",)}
+            assert any(key in check for key in needs.get(check["kind"], ("baseline",))), claim["id"]
             assert claim["sentence"]
             assert claim["source"]
 
