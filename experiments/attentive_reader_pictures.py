@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
 from ln.data.cloze import PLACEHOLDER
-from ln.figures import COLOURS, new_figure
+from ln.figures import COLOURS, new_figure, save
 
 EACH = 3  # passages answered rightly, and as many wrongly
 LINE = 84  # characters
@@ -69,9 +68,7 @@ def draw(path: Path, answered: list[Answered], norm: str) -> None:
         _draw_one(axes, one, height)
     title = f"Attention on passages of the test split, {norm}: {100 * share:.0f} % of {len(answered)} right"
     figure.suptitle(title, fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, metadata={"Software": None})
-    plt.close(figure)
+    save(figure, path, vectors=False)
 
 
 def _asked(one: Answered) -> list[str]:

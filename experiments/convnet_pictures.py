@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from experiments.convnet_network import ConvPool
-from ln.figures import STYLE
+from ln.figures import STYLE, save
 
 BATCH = 250
 LIMIT = 4.0  # the colours of a variance reach from 1 / LIMIT to LIMIT of the layer's mean
@@ -86,8 +86,7 @@ def draw(model: ConvPool, images: Tensor, title: str, path: Path) -> None:
         figure.colorbar(varied, ax=axes[1], ticks=ticks, extend="both").ax.set_yticklabels(
             [f"{2.0**tick:g}" for tick in ticks]
         )
-        figure.savefig(path, dpi=150, metadata={"Software": None})
-        plt.close(figure)
+        save(figure, path, vectors=False)
 
 
 def _map(axes: Axes, values: Tensor, colours: str, low: float, high: float) -> AxesImage:

@@ -59,7 +59,7 @@ def retrievals(path: Path, data: Captioned, error: Tensor, rank: Tensor, norm: s
         own = f"own image: rank {int(rank[query])} of {error.shape[1]}"
         (_scene_row if scenes else _name_row)(axis, row, data, query, nearest[query].tolist(), own)
     figure.suptitle(f"{source}, test: the images nearest to a caption ({LABELS[norm]})", fontsize=10)
-    save(figure, path)
+    save(figure, path, vectors=False)
 
 
 def _scene_row(axis: Axes, row: int, data: Captioned, query: int, nearest: list[int], own: str) -> None:

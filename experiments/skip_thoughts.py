@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -25,7 +24,7 @@ from ln.config import Mistake, Recipe, recipe_of, zero_allowed
 from ln.data import Source, books, resolve, sentence_sets
 from ln.data.book_batches import SameLength, permuted
 from ln.data.vocabulary import EOS, UNKNOWN, padded
-from ln.figures import LABELS, new_figure
+from ln.figures import LABELS, new_figure, save
 from ln.runs import COMPLETE
 from ln.task import Task, stream_seed
 
@@ -332,9 +331,7 @@ def picture_nearest(path: Path, rows: Sequence[tuple[str, Sequence[tuple[float, 
             axes.text(0.065, y, _short(sentence), fontsize=8, va="center", parse_math=False)
         y += 1.5
     figure.suptitle(f"Sentences of the test books and the nearest of the training books, {title}", fontsize=9)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, metadata={"Software": None})
-    plt.close(figure)
+    save(figure, path, vectors=False)
 
 
 def _short(sentence: str) -> str:

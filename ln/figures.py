@@ -45,11 +45,12 @@ def new_figure(columns: int, rows: int = 1, width: float = 3.1, height: float = 
         )
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Write `path` as PNG and its twin as SVG; returns the PNG's path."""
+def save(figure: Figure, path: Path, vectors: bool = True) -> Path:
+    """Write `path` as PNG and its twin as SVG, which of a page of text would be large; returns the PNG's path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path.with_suffix(".png"), dpi=150, metadata={"Software": None})
-    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    if vectors:
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     plt.close(figure)
     return path.with_suffix(".png")
 
