@@ -3,7 +3,6 @@
 Shapes: T steps, B batch, L lines of a split, U characters of a text, A alphabet.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from ln.data import Source, handwriting, resolve
 from ln.data.pen_strokes import PRIVATE
 from ln.figures import LABELS, new_figure
 from ln.norms import NormConfig
-from ln.runs import COMPLETE
+from ln.runs import finished_run
 from ln.task import Shuffled, Task
 
 EVALUATION_BATCH = 128
@@ -154,21 +153,10 @@ def finished(folder: Path, norm: str) -> Network:
     Raises:
         Mistake: no run, not a complete one, of another norm, or a best.pt that is missing, damaged or of another norm.
     """
-    try:
-        info = json.loads((folder / "run.json").read_text())
-    except FileNotFoundError:
-        command = f"python -m ln.train experiment=handwriting norm={norm}"
-        raise Mistake(f"{folder} holds no run; `{command}` makes one") from None
+    info, path = finished_run(folder, f"python -m ln.train experiment=handwriting norm={norm}")
     recipe = info["identity"]
     if recipe["norm"]["name"] != norm:
         raise Mistake(f"{folder} holds a run with norm={recipe['norm']['name']}, not norm={norm}")
-    if info["status"] != COMPLETE:
-        raise Mistake(f"{folder}: the run is {info['status']}, not complete; carry it out to its end first")
-    path = folder / "best.pt"
-    if not path.exists():
-        raise Mistake(
-            f"{path} is not there (weights are not kept with published results); delete the folder, run again"
-        )
     try:
         weights = torch.load(path, map_location="cpu", weights_only=True)
         network = network_of(Settings(**recipe["model"]), len(weights["letters"]), norm_of(recipe["norm"]))

@@ -5,7 +5,6 @@ Shapes: T steps of a padded sentence, B batch, E numbers of a word, H hidden, V 
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from ln.data import Source, books, resolve, sentence_sets
 from ln.data.book_batches import SameLength, permuted
 from ln.data.vocabulary import EOS, UNKNOWN, padded
 from ln.figures import LABELS, new_figure, save
-from ln.runs import COMPLETE
+from ln.runs import finished_run
 from ln.task import Task, stream_seed
 
 ENCODE_BATCH = 256
@@ -291,17 +290,7 @@ def finished(folder: Path) -> SkipThoughtsTask:
     Raises:
         Mistake: no run, not a complete one, or a best.pt that is missing or damaged; the run's data are not there.
     """
-    try:
-        info = json.loads((folder / "run.json").read_text())
-    except FileNotFoundError:
-        raise Mistake(f"{folder} holds no run; `python -m ln.train experiment=skip_thoughts` makes one") from None
-    if info["status"] != COMPLETE:
-        raise Mistake(f"{folder}: the run is {info['status']}, not complete; carry it out to its end first")
-    path = folder / "best.pt"
-    if not path.exists():
-        raise Mistake(
-            f"{path} is not there (weights are not kept with published results); delete the folder, run again"
-        )
+    info, path = finished_run(folder, "python -m ln.train experiment=skip_thoughts")
     composed: Any = OmegaConf.load(folder / "config.yaml")
     recipe = recipe_of(composed)
     source = SkipThoughtsTask.find(info["identity"]["source"]["status"])

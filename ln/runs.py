@@ -36,6 +36,26 @@ def run_folder(results: str | Path, profile: str, experiment: str, norm: str, se
     return Path(results) / profile / experiment / norm / str(seed)
 
 
+def finished_run(folder: Path, command: str) -> tuple[dict[str, Any], Path]:
+    """The run.json of a complete run and the file of its chosen weights; `command` makes such a run.
+
+    Raises:
+        Mistake: no run, not a complete one, or its weights are not there.
+    """
+    try:
+        info = json.loads((folder / "run.json").read_text())
+    except FileNotFoundError:
+        raise Mistake(f"{folder} holds no run; `{command}` makes one") from None
+    if info["status"] != COMPLETE:
+        raise Mistake(f"{folder}: the run is {info['status']}, not complete; carry it out to its end first")
+    path = folder / "best.pt"
+    if not path.exists():
+        raise Mistake(
+            f"{path} is not there (weights are not kept with published results); delete the folder, run again"
+        )
+    return info, path
+
+
 def read_metrics(path: Path, warn: Callable[[str], None] = print) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl, up to a last line that was cut short (said once)."""
     records = []
