@@ -151,8 +151,11 @@ def report(group: str, profile: str, results: str | Path, entity: str, *, saved:
 
 
 def panels_of(document: dict[str, Any], experiment: str) -> list[Panel]:
+    """The figure's panels of an experiment; a variant that has none is looked at as the first experiment is."""
     default = document["runs"]["experiments"][0]
-    return [panel for panel in document["figure"]["panels"] if panel.get("experiment", default) == experiment]
+    panels = document["figure"]["panels"]
+    own = [panel for panel in panels if panel.get("experiment", default) == experiment]
+    return own or [panel for panel in panels if panel.get("experiment", default) == default]
 
 
 def write_json(group: str, profile: str, results: str | Path, folder: Path) -> list[Path]:
