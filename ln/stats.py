@@ -23,7 +23,9 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.estimate:.4g} [{self.low:.4g}, {self.high:.4g}]"
+        noise = 1e-9 * (self.high - self.low)  # what rounding leaves of a difference of nothing
+        estimate = 0.0 if abs(self.estimate) < noise < math.inf else self.estimate
+        return f"{estimate:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
     def within(self, low: float, high: float) -> bool:
         return low <= self.low and self.high <= high

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ln.claims import REPRODUCED, Measured, better, faster
-from ln.stats import first_reach, mean_interval, proportion_half_width, ratio_interval
+from ln.stats import Interval, first_reach, mean_interval, proportion_half_width, ratio_interval
 
 SIMULATIONS = 4000
 
@@ -93,3 +93,9 @@ def test_a_proportions_half_width_is_the_binomials() -> None:
     rng = np.random.default_rng(0)
     drawn = rng.binomial(10000, 0.02, 4000) / 10000 - rng.binomial(10000, 0.03, 4000) / 10000
     assert proportion_half_width([0.02, 0.03], 10000) == pytest.approx(1.96 * drawn.std(), rel=0.05)
+
+
+def test_an_interval_around_nothing_is_written_as_zero() -> None:
+    assert str(Interval(-2.4e-15, -6.4, 6.4)) == "0 [-6.4, 6.4]"
+    assert str(Interval(2.4e-15, 2.3e-15, 2.5e-15)) == "2.4e-15 [2.3e-15, 2.5e-15]"
+    assert str(Interval(1.5, -math.inf, math.inf)) == "1.5 [-inf, inf]"
