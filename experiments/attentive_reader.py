@@ -39,7 +39,7 @@ class Settings:
     pooled_input: bool = False  # batch norm's input statistics over all steps together
     layer_gain: float = 1.0  # layer norm's initial gains
     published_init: bool = False  # all gates start equal
-    train_questions: int = zero_allowed(0)  # the first so many; 0: all
+    train_questions: int = zero_allowed(0)  # spread over the split; 0: all
     evaluate_questions: int = zero_allowed(0)  # spread over the split; 0: all
 
 

@@ -110,9 +110,8 @@ def parts_of(events: list[FunctionEvent], cuda: bool) -> dict[str, float]:
     host.sort(key=lambda event: (event.time_range.start, -event.time_range.end))
     seconds: dict[str, float] = defaultdict(float)
     owner: dict[int, str | None] = {}
-    scope: dict[
-        int, tuple[float, str | None]
-    ] = {}  # by thread: when the outermost part that is open ends, and its name
+    # By thread: when the outermost part that is open ends, and its name.
+    scope: dict[int, tuple[float, str | None]] = {}
     backward_ends: dict[int, float] = {}
     for event in host:
         begins, ends, thread = event.time_range.start, event.time_range.end, event.thread
