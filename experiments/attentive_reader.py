@@ -55,9 +55,10 @@ class Questions:
         return len(self.answers)
 
 
-def shown(corpus: Cloze, split: str, chosen: np.ndarray, settings: Settings) -> Questions:
-    """The chosen questions with their passages shortened to the most similar sentences and the words that are known."""
-    part, weights = corpus.splits[split], rarity(corpus)
+def shown(corpus: Cloze, split: str, chosen: np.ndarray, weights: np.ndarray, settings: Settings) -> Questions:
+    """The chosen questions, their passages shortened to the sentences most similar by the words' weights (V,) and to
+    the words that are known."""
+    part = corpus.splits[split]
     most = settings.vocabulary or len(corpus.vocabulary)
     if most < FIRST_ENTITY + corpus.entities:
         raise Mistake(f"model.vocabulary={most} leaves no room for the {corpus.entities} entity markers")
@@ -94,11 +95,12 @@ class AttentiveReaderTask(Task):
         self.corpus: Cloze = source.load()
         settings: Settings = recipe.model
         self.splits: dict[str, Questions] = {}
+        weights = rarity(self.corpus)
         for split, part in self.corpus.splits.items():
             most = settings.train_questions if split == "train" else settings.evaluate_questions
             # The questions of a book or a day lie together.
             chosen = np.linspace(0, len(part) - 1, min(most or len(part), len(part))).round().astype(int)
-            self.splits[split] = shown(self.corpus, split, chosen, settings)
+            self.splits[split] = shown(self.corpus, split, chosen, weights, settings)
         self.examples = {split: len(questions) for split, questions in self.splits.items()}
         train = self.splits["train"]
         self.model = AttentiveReader(

@@ -10,7 +10,7 @@ import pytest
 import torchvision.datasets
 
 from ln.config import Mistake
-from ln.data import Missing, Source, mnist, resolve
+from ln.data import Missing, Source, made_once, mnist, resolve
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -98,3 +98,22 @@ def test_embedded_digits_are_whole_and_disjoint() -> None:
     digits = mnist.embedded().load()
     assert [len(digits.labels[name]) for name in ("train", "valid", "test")] == [1297, 200, 300]
     assert all(set(digits.labels[name].tolist()) == set(range(10)) for name in digits.labels)
+
+
+def test_what_is_prepared_is_made_once_and_never_half(tmp_path: Path) -> None:
+    made: list[Path] = []
+
+    def make(path: Path) -> None:
+        made.append(path)
+        path.write_text("half")
+        if len(made) == 1:
+            raise OSError("the disk is full")
+        path.write_text("whole")
+
+    path = tmp_path / "prepared.txt"
+    with pytest.raises(OSError, match="full"):
+        made_once(path, make)
+    assert not path.exists()
+    assert made_once(path, make).read_text() == made_once(path, make).read_text() == "whole"
+    assert len(made) == 2
+    assert not any(unfinished.exists() for unfinished in made)

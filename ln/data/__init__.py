@@ -5,8 +5,10 @@ A dataset's module offers finders. A finder looks for the files, checks them, an
 nothing else is taken silently in their place.
 """
 
+import fcntl
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,6 +47,20 @@ def cache_folder(key: str) -> Path:
     folder = Path(root).expanduser() / key
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def made_once(path: Path, make: Callable[[Path], object]) -> Path:
+    """`path` in the cache, a file or a folder, written by `make` on first use: of several runs that start at once one
+    makes it, the others wait for it, and what is there is always whole."""
+    if not path.exists():
+        with (path.parent / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
+                    unfinished = Path(temporary) / path.name
+                    make(unfinished)
+                    unfinished.rename(path)
+    return path
 
 
 def sha256_of(path: Path) -> str:

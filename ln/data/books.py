@@ -6,11 +6,9 @@ corpus: making them needs room for one book and for the list of words.
 Shapes: N words of a split, S sentences, M triples, B batch, T steps (words, and the end of the sentence).
 """
 
-import fcntl
 import hashlib
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ln.config import Mistake
-from ln.data import Missing, Source, cache_folder, data_folders, novels, sha256_of
+from ln.data import Missing, Source, cache_folder, data_folders, made_once, novels, sha256_of
 from ln.data.stories import stories
 from ln.data.vocabulary import UNKNOWN, Vocabulary
 
@@ -91,15 +89,7 @@ def prepared(key: str, books: Callable[[], Iterator[Book]]) -> Books:
     Raises:
         Mistake: a book without sentences, or what reading the source raises.
     """
-    folder = cache_folder(f"books-{key[:16]}")
-    done = folder / "ids"
-    if not done.exists():
-        with (folder / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # another run may be making them right now
-            if not done.exists():
-                with tempfile.TemporaryDirectory(dir=folder) as temporary:
-                    _write(Path(temporary) / "ids", books())
-                    (Path(temporary) / "ids").rename(done)
+    done = made_once(cache_folder(f"books-{key[:16]}") / "ids", lambda folder: _write(folder, books()))
     splits = {
         split: Split(*(np.load(done / f"{split}_{name}.npy", mmap_mode="r") for name in Split.__dataclass_fields__))
         for split in SPLITS

@@ -4,8 +4,6 @@ Shapes: N images, C channels, A side of an image, P = C A A pixels. Images are (
 """
 
 import hashlib
-import os
-import shutil
 import tarfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ln.config import Mistake
-from ln.data import Missing, Source, cache_folder, data_folders, mnist
+from ln.data import Missing, Source, cache_folder, data_folders, made_once, mnist
 
 RIDGE = 1e-5  # added to the covariance's eigenvalues (Salimans & Kingma's code)
 # Pixels at a digit's border hardly ever vary. With 1e-5 one that is lit for the first time in a test digit would come
@@ -112,18 +110,12 @@ def _unpacked(archive: Path) -> Path:
     """A folder that holds the archive's contents, in the cache; one that is there is whole."""
     from torchvision.datasets import CIFAR10
 
-    _check_md5(archive, CIFAR10.tgz_md5)
-    root = cache_folder("cifar10")
-    folder = root / CIFAR10.tgz_md5[:16]
-    if not folder.is_dir():
-        temporary = root / f"unpacking.{os.getpid()}"
+    def unpack(folder: Path) -> None:
         with tarfile.open(archive) as file:
-            file.extractall(temporary, filter="data")
-        try:
-            temporary.rename(folder)
-        except OSError:  # another run was first
-            shutil.rmtree(temporary)
-    return folder
+            file.extractall(folder, filter="data")
+
+    _check_md5(archive, CIFAR10.tgz_md5)
+    return made_once(cache_folder("cifar10") / CIFAR10.tgz_md5[:16], unpack)
 
 
 def _checked(root: Path, valid: int) -> Source:

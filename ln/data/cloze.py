@@ -5,7 +5,6 @@
 """
 
 import hashlib
-import os
 import re
 from array import array
 from collections import Counter
@@ -18,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ln.config import Mistake
-from ln.data import Source, cache_folder, novels
+from ln.data import Source, cache_folder, made_once, novels
 from ln.data.vocabulary import Vocabulary
 
 SPLITS = ("train", "valid", "test")
@@ -289,19 +288,18 @@ def from_novels(archive: Path) -> Cloze:
 def prepared(key: str, prepare: Callable[[], Cloze]) -> Cloze:
     """What `prepare` makes, made once and kept in the cache under `key`; a file there is always whole."""
     path = cache_folder(f"cloze-{key[:16]}") / "questions.npz"
-    if not path.exists():
-        cloze = prepare()
-        words = np.array("\n".join(cloze.vocabulary.words[2:]))
-        arrays: dict[str, np.ndarray] = {"vocabulary": words, "entities": np.array(cloze.entities)}
-        for name, split in cloze.splits.items():
-            arrays |= {f"{name}_{part}": values for part, values in vars(split).items()}
-        temporary = path.with_name(f"questions.{os.getpid()}.npz")
-        np.savez(temporary, **arrays)  # type: ignore[arg-type]
-        temporary.replace(path)
-    with np.load(path) as file:
+    with np.load(made_once(path, lambda path: _write(path, prepare()))) as file:
         fields = Split.__dataclass_fields__
         splits = {split: Split(**{name: file[f"{split}_{name}"] for name in fields}) for split in SPLITS}
         return Cloze(Vocabulary(str(file["vocabulary"]).split("\n")), int(file["entities"]), splits)
+
+
+def _write(path: Path, cloze: Cloze) -> None:
+    words = np.array("\n".join(cloze.vocabulary.words[2:]))
+    arrays: dict[str, np.ndarray] = {"vocabulary": words, "entities": np.array(cloze.entities)}
+    for name, split in cloze.splits.items():
+        arrays |= {f"{name}_{part}": values for part, values in vars(split).items()}
+    np.savez(path, **arrays)  # type: ignore[arg-type]
 
 
 def key_of(*parts: str) -> str:

@@ -6,7 +6,6 @@ first point's offset is 0, so that a line holds N - 1 offsets to predict.
 """
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ln.data import Missing, Source, cache_folder, check_sha256, data_folders, iam_ondb, pen_strokes
+from ln.data import Missing, Source, cache_folder, check_sha256, data_folders, iam_ondb, made_once, pen_strokes
 from ln.data.pen_strokes import Writers
 
 SPLITS = ("train", "valid", "test")
@@ -105,9 +104,7 @@ def _width(glyph: list[np.ndarray]) -> float:
 def prepared(key: str, prepare: Callable[[], Lines]) -> Lines:
     """What `prepare` makes, made once and kept in the cache under `key`; a file there is always whole."""
     path = cache_folder(f"handwriting-{key[:16]}") / "lines.npz"
-    if not path.exists():
-        _write(path, prepare())
-    with np.load(path) as file:
+    with np.load(made_once(path, lambda path: _write(path, prepare()))) as file:
         points, texts = {}, {}
         for split in SPLITS:
             ends = np.cumsum(file[f"{split}_lengths"])[:-1]
@@ -122,9 +119,7 @@ def _write(path: Path, lines: Lines) -> None:
         arrays[f"{split}_points"] = np.concatenate(lines.points[split])
         arrays[f"{split}_lengths"] = np.array([len(line) for line in lines.points[split]])
         arrays[f"{split}_texts"] = np.array("\n".join(lines.texts[split]))
-    temporary = path.with_name(f"lines.{os.getpid()}.npz")
-    np.savez(temporary, **arrays)  # type: ignore[arg-type]
-    temporary.replace(path)
+    np.savez(path, **arrays)  # type: ignore[arg-type]
 
 
 def key_of(parts: Iterable[str]) -> str:
