@@ -26,7 +26,7 @@ $(VENV)/.ready: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed; $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make PYTHON=python3.11"; exit 1; }
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@command -v uv >/dev/null || test -x $(VENV)/bin/uv || $(PY) -m pip install --quiet uv==$(UV_VERSION)
-	@uv=$$(command -v uv || echo $(VENV)/bin/uv); $$uv pip install --quiet --python $(PY) --require-hashes -r requirements.lock
+	@uv=$$(command -v uv || echo $(VENV)/bin/uv); $$uv pip install --quiet --compile-bytecode --python $(PY) --require-hashes -r requirements.lock
 	@touch $@
 
 .PHONY: lock

@@ -16,12 +16,15 @@ constexpr int W = 8, MR = 6;    // 12 accumulators + 2 operands of 16 registers
 #else
 constexpr int W = 4, MR = 6;
 #endif
-constexpr int NR = 2 * W;       // columns of a packed panel
-constexpr long KC = 1024;       // summands per block: long, since every block reads and writes C once more
-constexpr long KC_SUMMED = 96;  // the same where A is transposed: gradients sum over thousands of rows, in short chains for accuracy
-constexpr long MC = 8 * MR;     // rows per block: a block of A (400 KB) and a panel of B stay in L2
-constexpr long A_STRIDE = KC + 16;  // not a multiple of the page: rows of a tile must not share one L1 set
-constexpr long A_BLOCK = MC * A_STRIDE;
+constexpr int NR = 2 * W;          // columns of a packed panel
+constexpr long KC = 1024;          // summands per block: long, since every block reads and writes C once more
+constexpr long CHAIN_SUMMED = 96;  // where A is transposed, gradients sum over thousands of rows: short chains are more accurate
+constexpr long FETCH_EVERY = 8;    // summands between two fetches from the next panel of B, which has to come from L3
+constexpr long MC = 8 * MR;        // rows per block: a block of A (up to 400 KB) and a panel of B stay in L2
+constexpr long MOST_ROWS = 96;     // so many are still one block, since every block reads all of B
+constexpr long A_STRIDE = KC + 16; // not a multiple of the page: rows of a tile must not share one L1 set
+constexpr long A_BLOCK = MOST_ROWS * A_STRIDE;
+static_assert(MC <= MOST_ROWS);
 
 typedef float vf __attribute__((vector_size(4 * W), aligned(4), may_alias));
 typedef int32_t vi __attribute__((vector_size(4 * W), aligned(4), may_alias));
@@ -32,7 +35,7 @@ typedef int32_t vi __attribute__((vector_size(4 * W), aligned(4), may_alias));
 struct Full {};
 struct Tail { int n; };
 
-INLINE vf set(float v) { return vf{} + v; }
+INLINE vf set(float v) { return v - vf{}; }  // not v + 0, which the compiler must compute, since -0 + 0 = 0
 INLINE vf load(const float* p, Full = {}) { return *(const vf*)p; }
 INLINE void store(float* p, vf v, Full = {}) { *(vf*)p = v; }
 INLINE vf keep(vf v, Full) { return v; }
@@ -40,6 +43,17 @@ INLINE vf keep(vf v, Full) { return v; }
 INLINE vf load(const float* p, Tail t) { return (vf)_mm512_maskz_loadu_ps((__mmask16)((1u << t.n) - 1), p); }
 INLINE void store(float* p, vf v, Tail t) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << t.n) - 1), (__m512)v); }
 INLINE vf keep(vf v, Tail t) { return (vf)_mm512_maskz_mov_ps((__mmask16)((1u << t.n) - 1), (__m512)v); }
+#elif defined(__AVX2__)
+static const int32_t ON_THEN_OFF[2 * W] = {-1, -1, -1, -1, -1, -1, -1, -1};
+INLINE __m256i first(int n) { return _mm256_loadu_si256((const __m256i*)(ON_THEN_OFF + W - n)); }
+INLINE vf load(const float* p, Tail t) { return (vf)_mm256_maskload_ps(p, first(t.n)); }
+INLINE void store(float* p, vf v, Tail t) {  // in halves: a masked store costs a dozen cycles on some processors
+    __m128 rest = _mm256_castps256_ps128((__m256)v);
+    if (t.n & 4) { _mm_storeu_ps(p, rest); rest = _mm256_extractf128_ps((__m256)v, 1); p += 4; }
+    if (t.n & 2) { _mm_storel_pi((__m64*)p, rest); rest = _mm_movehl_ps(rest, rest); p += 2; }
+    if (t.n & 1) _mm_store_ss(p, rest);
+}
+INLINE vf keep(vf v, Tail t) { return (vf)_mm256_and_ps((__m256)v, _mm256_castsi256_ps(first(t.n))); }
 #else
 INLINE vf load(const float* p, Tail t) { float b[W] = {}; for (int i = 0; i < t.n; i++) b[i] = p[i]; return load(b); }
 INLINE void store(float* p, vf v, Tail t) { float b[W]; store(b, v); for (int i = 0; i < t.n; i++) p[i] = b[i]; }
@@ -86,47 +100,59 @@ INLINE vf tanh_(vf x) {
 }
 
 // One tile: C (mr, width) (+)= A (mr, K) B (K, width); A strides are constants so that every address is base + displacement.
-template <int M, int NV, int RS, int CS>
-static void micro(long K, const float* a, const float* b, float* c, long ldc, long cols, bool accumulate) {
-    vf s[M][NV];
+// Sums run over at most CHAIN summands before they are added to C. Meanwhile a share of the next panel of B is fetched.
+template <int M, int NV, int RS, int CS, int CHAIN>
+static void micro(long K, const float* a, const float* b, const float* next, float* c, long ldc, long cols, bool accumulate) {
+    for (long k0 = 0; k0 < K; k0 += CHAIN, accumulate = true) {
+        vf s[M][NV];
 #pragma GCC unroll 16
-    for (int r = 0; r < M; r++)
+        for (int r = 0; r < M; r++)
 #pragma GCC unroll 2
-        for (int v = 0; v < NV; v++) s[r][v] = vf{};
-    for (long k = 0; k < K; k++, a += CS, b += NV * W) {
-        vf bv[NV];
+            for (int v = 0; v < NV; v++) s[r][v] = vf{};
+        auto step = [&]() HOT {
+            vf bv[NV];
 #pragma GCC unroll 2
-        for (int v = 0; v < NV; v++) bv[v] = load(b + v * W);
+            for (int v = 0; v < NV; v++) bv[v] = load(b + v * W);
 #pragma GCC unroll 16
-        for (int r = 0; r < M; r++) {
-            vf av = set(a[r * RS]);
+            for (int r = 0; r < M; r++) {
+                vf av = set(a[r * RS]);
 #pragma GCC unroll 2
-            for (int v = 0; v < NV; v++) s[r][v] += av * bv[v];
+                for (int v = 0; v < NV; v++) s[r][v] += av * bv[v];
+            }
+            a += CS;
+            b += NV * W;
+        };
+        long k = K - k0 < CHAIN ? K - k0 : CHAIN;
+        for (; k >= FETCH_EVERY; k -= FETCH_EVERY, next += NV * W) {
+#pragma GCC unroll 2
+            for (int line = 0; line < NV * W; line += 16) __builtin_prefetch(next + line, 0, 2);
+            for (int i = 0; i < FETCH_EVERY; i++) step();
         }
+        for (; k > 0; k--) step();
+#pragma GCC unroll 16
+        for (int r = 0; r < M; r++)
+#pragma GCC unroll 2
+            for (int v = 0; v < NV; v++) {
+                float* p = c + r * ldc + v * W;
+                long n = cols - v * W;
+                if (n >= W) store(p, accumulate ? load(p) + s[r][v] : s[r][v]);
+                else if (n > 0) store(p, accumulate ? load(p, Tail{int(n)}) + s[r][v] : s[r][v], Tail{int(n)});
+            }
     }
-#pragma GCC unroll 16
-    for (int r = 0; r < M; r++)
-#pragma GCC unroll 2
-        for (int v = 0; v < NV; v++) {
-            float* p = c + r * ldc + v * W;
-            long n = cols - v * W;
-            if (n >= W) store(p, accumulate ? load(p) + s[r][v] : s[r][v]);
-            else if (n > 0) store(p, accumulate ? load(p, Tail{int(n)}) + s[r][v] : s[r][v], Tail{int(n)});
-        }
 }
 
-typedef void (*Micro)(long, const float*, const float*, float*, long, long, bool);
-template <int RS, int CS> struct Micros {
+typedef void (*Micro)(long, const float*, const float*, const float*, float*, long, long, bool);
+template <int RS, int CS, int CHAIN> struct Micros {
     Micro at[2][MR];
     template <int M> void fill() {
-        at[0][M - 1] = micro<M, 1, RS, CS>;
-        at[1][M - 1] = micro<M, 2, RS, CS>;
+        at[0][M - 1] = micro<M, 1, RS, CS, CHAIN>;
+        at[1][M - 1] = micro<M, 2, RS, CS, CHAIN>;
         if constexpr (M > 1) fill<M - 1>();
     }
     Micros() { fill<MR>(); }
 };
-static const Micros<A_STRIDE, 1> micro_rows;  // A copied row by row
-static const Micros<1, MR> micro_cols;        // A transposed: the rows of a tile lie side by side
+static const Micros<A_STRIDE, 1, KC> micro_rows;          // A copied row by row
+static const Micros<1, MR, CHAIN_SUMMED> micro_cols;  // A transposed: the rows of a tile lie side by side
 
 INLINE long up(long n, long m) { return (n + m - 1) / m * m; }
 inline long packed_size(long K, long N) { return K * up(N, W); }
@@ -154,10 +180,10 @@ template <bool BY_COLUMN, class Row> static void pack(long K, long N, Row row, f
 // Each element sums over k in one fixed order whatever the tile, so results do not depend on how rows are dealt to threads.
 template <bool TRANSPOSED>
 static void gemm(long M, long N, long K, const float* A, long lda, const float* B, float* C, long ldc, bool accumulate, float* scratch) {
-    const long most = TRANSPOSED ? KC_SUMMED : KC, k_blocks = (K + most - 1) / most, kc = (K + k_blocks - 1) / (k_blocks ? k_blocks : 1);
+    const long k_blocks = (K + KC - 1) / KC, kc = (K + k_blocks - 1) / (k_blocks ? k_blocks : 1);
     for (long k0 = 0; k0 < K; k0 += kc, accumulate = true) {
         const long nk = K - k0 < kc ? K - k0 : kc;
-        const long m_blocks = (M + MC - 1) / MC;  // even blocks, since each of them reads all of B
+        const long m_blocks = M <= MOST_ROWS ? 1 : (M + MC - 1) / MC;  // even blocks, since each of them reads all of B
         for (long block = 0; block < m_blocks; block++) {
             const long m0 = block * M / m_blocks, nm = (block + 1) * M / m_blocks - m0, tiles = (nm + MR - 1) / MR;
             auto begin = [&](long tile) { return tile * nm / tiles; };  // even tiles rather than one small rest
@@ -178,8 +204,9 @@ static void gemm(long M, long N, long K, const float* A, long lda, const float* 
                 for (long tile = 0; tile < tiles; tile++) {
                     const long m = begin(tile), rows = begin(tile + 1) - m;
                     float* c = C + (m0 + m) * ldc + n0;
-                    if constexpr (TRANSPOSED) micro_cols.at[wide][rows - 1](nk, scratch + tile * MR * KC, b, c, ldc, cols, accumulate);
-                    else micro_rows.at[wide][rows - 1](nk, scratch + m * A_STRIDE, b, c, ldc, cols, accumulate);
+                    const float* next = b + NR * K + tile * (nk / FETCH_EVERY) * width;
+                    if constexpr (TRANSPOSED) micro_cols.at[wide][rows - 1](nk, scratch + tile * MR * KC, b, next, c, ldc, cols, accumulate);
+                    else micro_rows.at[wide][rows - 1](nk, scratch + m * A_STRIDE, b, next, c, ldc, cols, accumulate);
                 }
             }
         }
