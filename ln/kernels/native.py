@@ -31,6 +31,7 @@ _PARAMETERS = ("w_ih", "w_hh", "b_ih", "b_hh", "g_ih", "g_hh", "g_c", "b_c", "in
 _STATISTICS = ("mean_x", "var_x", "mean_h", "var_h", "mean_c", "var_c")  # the fields of Stats, in order
 
 _CHUNK_FLOATS = 1 << 20  # of d(ax) in one chunk: what stays in the caches until the weights' gradients have read it
+_SMALL_CHUNK, _SMALL_WEIGHTS = 1 << 18, 1 << 17  # so few, where so many weights leave room in L2 for it beside them
 _MOST_STORED, _CHEAP_STATE = 1 << 24, 256  # beyond so many floats, up to this H, W_hh h is computed again: it is faster
 _CHEAP_INPUT = 16  # up to this D, computing W_ih x again costs less than writing and reading it
 
@@ -84,7 +85,7 @@ class _Call:
         a.given_stats = self.stats is not None
         G = (3 if self.cell == "gru" else 4) * H
         a.threads = 1 if self.external and B * G < 1 << 16 else torch.get_num_threads()
-        a.chunk = max(1, min(T, _CHUNK_FLOATS // (B * G)))
+        a.chunk = max(1, min(T, (_SMALL_CHUNK if G * (D + H) <= _SMALL_WEIGHTS else _CHUNK_FLOATS) // (B * G)))
         for name, tensor in {"x": x, "c0": c0, "lengths": self.lengths, **params}.items():
             _point(a, name, tensor)
         return a
