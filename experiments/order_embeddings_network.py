@@ -38,7 +38,7 @@ def fill(errors: Tensor, s: Tensor, v: Tensor) -> None:
         for j in range(0, len(v), across):
             images = v[j : j + across]
             block = buffer[: len(some), : len(images)]
-            torch.sub(some, images, out=block).clamp_(min=0)
+            torch.sub(some, images, out=block).relu_()
             errors[i : i + down, j : j + across] = torch.linalg.vector_norm(block, dim=-1).square_()
 
 
@@ -75,7 +75,7 @@ class OrderViolation(torch.autograd.Function):
         twice = 2 * grads[0]
         for i in range(0, len(s), down):
             for j in range(0, len(v), across):
-                block = (s[i : i + down].unsqueeze(1) - v[j : j + across]).clamp_(min=0)
+                block = (s[i : i + down].unsqueeze(1) - v[j : j + across]).relu_()
                 weight = twice[i : i + down, j : j + across]
                 d_s[i : i + down] += (weight.unsqueeze(1) @ block).squeeze(1)
                 d_v[j : j + across] -= (weight.t().unsqueeze(1) @ block.transpose(0, 1)).squeeze(1)

@@ -42,12 +42,14 @@ def test_quick_run_writes_table_json_and_chart(tmp_path: Path, capsys: pytest.Ca
     bench.main(["--quick", "--no-scaling", "--threads", "1", "--out", str(tmp_path)])
     printed = capsys.readouterr().out
     assert "plain loop" in printed
+    assert "plain loop" in (tmp_path / "cpu-1-threads.txt").read_text()
     report = json.loads((tmp_path / "cpu-1-threads.json").read_text())
     (measured,) = report["shapes"]
     assert measured["results"]["torch.nn, no norm"]["ms"] > 0
     assert len(measured["results"]["plain loop"]["times"]) == 2
     assert {f.name for f in tmp_path.iterdir()} == {
         "cpu-1-threads.json",
+        "cpu-1-threads.txt",
         "cpu-1-threads-bars.png",
         "cpu-1-threads-bars.svg",
     }
