@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -112,6 +113,14 @@ def recipe_of(composed: DictConfig) -> Recipe:
         raise Mistake(str(error)) from error
     check(recipe)
     return recipe
+
+
+def not_composed(error: HydraException) -> Mistake:
+    """Why Hydra could not compose what was asked for, in one sentence."""
+    cause = error.__cause__ or error
+    if isinstance(cause, OmegaConfBaseException):
+        return Mistake(f"{cause.full_key or cause.key}: {str(cause).splitlines()[0]}")
+    return Mistake(" ".join(str(cause).split()))
 
 
 def norm_of(section: dict[str, Any]) -> NormConfig:

@@ -28,7 +28,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 
-from ln.config import CONFIGS, Mistake, check_choices, for_jobs, names, recipe_of
+from ln.config import CONFIGS, Mistake, check_choices, for_jobs, names, not_composed, recipe_of
 from ln.runs import DONE, FAILED, INTERRUPTED, Busy, run_folder
 from ln.sweep_plan import SweepCell, SweepPlan
 from ln.train import carry_out, one_sentence
@@ -237,7 +237,7 @@ def run_multirun(command: list[str], cells: list[SweepCell], notes: Notes) -> No
             _job()
             return
         except HydraException as error:
-            raise Mistake(" ".join(str(error.__cause__ or error).split())) from error
+            raise not_composed(error) from error
         except KeyboardInterrupt:
             return
         except BrokenProcessPool:

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from ln import tracking
-from ln.config import CONFIGS, Mistake, Recipe, check_choices, fail, for_jobs, imported, recipe_of
+from ln.config import CONFIGS, Mistake, Recipe, check_choices, fail, for_jobs, imported, not_composed, recipe_of
 from ln.runs import COMPLETE, DIVERGED, FAILED, INTERRUPTED, RUNNING, Run, peak_memory_bytes, provenance
 from ln.step import Means, Step, optimizer_of
 from ln.task import Task, stream_seed
@@ -316,7 +316,7 @@ def run() -> bool:
     try:
         job()
     except HydraException as error:
-        raise Mistake(" ".join(str(error.__cause__ or error).split())) from error
+        raise not_composed(error) from error
     except KeyboardInterrupt as interrupt:
         print(
             f"\n{str(interrupt) or 'interrupted; the same command goes on from the last checkpoint'}", file=sys.stderr

@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from ln import train
+from ln.checks import check_runs
 from ln.config import Mistake, fail
 from ln.plan import cells, wanted
 from ln.sweep import usual_jobs
@@ -14,10 +15,12 @@ from scripts.sweep import parser, sweep
 def one_by_one(arguments: argparse.Namespace) -> int:
     """The runs in this process, each with a progress bar, and conclude; the command's exit status."""
     chosen = wanted(arguments.group, arguments.profile, arguments.norms, arguments.seeds)
+    where = [f"profile={arguments.profile}", f"results={arguments.results}", *arguments.overrides]
+    multiruns = [[*lists, *where] for lists in chosen.multiruns()]
+    check_runs(multiruns)
     failed = False
-    for lists in chosen.multiruns():
-        where = [f"profile={arguments.profile}", f"results={arguments.results}"]
-        sys.argv[1:] = ["-m", *lists, *where, *arguments.overrides]
+    for lists in multiruns:
+        sys.argv[1:] = ["-m", *lists]
         failed |= train.run()
     print(conclude_sweep(arguments.group, arguments.profile, arguments.results, arguments.overrides))
     unfinished = [cell for cell in cells(arguments.results, arguments.profile, chosen) if not cell.done]

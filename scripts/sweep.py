@@ -3,6 +3,7 @@
 import argparse
 import sys
 
+from ln.checks import check_runs
 from ln.config import Mistake, fail
 from ln.sweep import launcher_arguments, notes_for, run_cells, stop_requests
 from ln.sweep_plan import plan
@@ -25,6 +26,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 def sweep(arguments: argparse.Namespace, jobs: int, launcher: str = "local") -> int:
     """Carry out what the arguments ask for, `jobs` runs at a time, and conclude; the command's exit status."""
     swept = plan(arguments.group, arguments.profile, arguments.results, arguments.norms, arguments.seeds)
+    check_runs([[*lists, *arguments.overrides] for lists in swept.multiruns], here=launcher == "local")
     chosen = launcher_arguments(launcher, jobs, arguments.overrides)
     with notes_for(arguments.results) as notes:
         with stop_requests(notes, swept.cells), watched(swept.cells, notes, jobs):
