@@ -257,7 +257,7 @@ struct Plan {
     const bool train;
     float *w_x, *w_h, *w_x_back, *w_h_back;  // packed weights
     float *ax, *ah, *dax, *dah, *x_panels, *h_panels;  // of a chunk
-    float *gx, *gh, *bx, *bh, *gc, *bc, *column_stats, *means, *sums, *step_sums, *tmp, *scratch, *dh, *dc;
+    float *gx, *gh, *bx, *bh, *gc, *bc, *inner, *column_stats, *means, *sums, *step_sums, *tmp, *scratch, *dh, *dc;
 
     Plan(const Args& a, bool backward, float* base, long& size)
         : a(a), N(a.gru ? 3 : 4), G(N * a.H), P(a.columns ? a.groups : 1), R(a.chunk * a.B), blocks(a.columns || a.B < BLOCKS ? (a.columns ? 1 : a.B) : BLOCKS),
@@ -282,6 +282,7 @@ struct Plan {
         x_panels = take(R * pad, backward && product && a.dw_ih && a.D > THIN);
         h_panels = take(R * up(H, W), backward && product && a.dw_hh);
         gx = take(G); gh = take(G); bx = take(G); bh = take(G); gc = take(H); bc = take(H);
+        inner = take(G, a.inner);
         column_stats = take(4 * G + 2 * H, a.columns);
         means = take(4 * G + 2 * H, a.columns && backward);
         sums = take(blocks * sums_stride(), backward);
@@ -317,6 +318,7 @@ struct Plan {
                 bx[o] = a.b_ih ? a.b_ih[g] : 0;
                 bh[o] = a.b_hh ? a.b_hh[g] : 0;
                 if (!a.gru) bx[o] += bh[o];
+                if (inner) inner[o] = a.inner[g];
             }
         for (long j = 0; j < a.H; j++) { gc[j] = a.g_c ? a.g_c[j] : 1; bc[j] = a.b_c ? a.b_c[j] : 0; }
     }
@@ -325,16 +327,15 @@ struct Plan {
             pack<true>(K, N * nu(p), [&](long i) { return w + column(p, i) * K; }, out + width_before(p) * K, tid, n);
     }
 
-    // ax = x W_ih^T for the rows of steps t0 .. t1, dealt evenly; ah likewise from the states before those steps.
-    void term(const float* in, long K, const float* packed, float* out, bool saved, const float* inner, long t0, long t1, long tid, long n) const {
+    // ax = start + x W_ih^T for the rows of steps t0 .. t1, dealt evenly (start (G) in the groups' layout, or null: 0); ah likewise from the states before those steps.
+    void term(const float* in, long K, const float* packed, float* out, bool saved, const float* start, long t0, long t1, long tid, long n) const {
         const long rows = (t1 - t0) * a.B, r0 = rows * tid / n, r1 = rows * (tid + 1) / n;
         for (long p = 0; p < P; p++) {
             const long cols = N * nu(p);
             float* o = at(out, saved, t0, t0, t1 - t0, p, 0) + r0 * cols;
-            if (inner)
-                for (long r = 0; r < r1 - r0; r++)
-                    for (long i = 0; i < cols; i++) o[r * cols + i] = inner[column(p, i)];
-            gemm<false>(r1 - r0, cols, K, in + (t0 * a.B + r0) * K, K, packed + width_before(p) * K, o, cols, inner != nullptr, scratch + tid * A_BLOCK);
+            if (start)
+                for (long r = 0; r < r1 - r0; r++) memcpy(o + r * cols, start + N * u0(p), sizeof(float) * cols);
+            gemm<false>(r1 - r0, cols, K, in + (t0 * a.B + r0) * K, K, packed + width_before(p) * K, o, cols, start != nullptr, scratch + tid * A_BLOCK);
         }
     }
 
@@ -462,7 +463,7 @@ extern "C" void ln_forward(const Args* args) {
         const long b0 = q.row_begin(q.blocks * tid / n), b1 = q.row_begin(q.blocks * (tid + 1) / n);
         for (long t0 = 0; t0 < a.T; t0 += a.chunk) {
             const long t1 = t0 + a.chunk < a.T ? t0 + a.chunk : a.T;
-            if (!a.external) q.term(a.x, a.D, q.w_x, q.ax, a.ax, a.inner, t0, t1, tid, n);
+            if (!a.external) q.term(a.x, a.D, q.w_x, q.ax, a.ax, q.inner, t0, t1, tid, n);
 #pragma omp barrier
             for (long t = t0; t < t1; t++) {
                 if (a.columns) {
@@ -680,7 +681,7 @@ extern "C" void ln_backward(const Args* args) {
         for (long t1 = a.T; t1 > 0;) {
             const long t0 = t1 > a.chunk ? t1 - a.chunk : 0, rows = (t1 - t0) * B, steps = t1 - t0;
             if (!a.external) {
-                if (!a.ax) q.term(a.x, a.D, q.w_x, q.ax, false, a.inner, t0, t1, tid, n);
+                if (!a.ax) q.term(a.x, a.D, q.w_x, q.ax, false, q.inner, t0, t1, tid, n);
                 if (!a.ah) q.term(a.hs, H, q.w_h, q.ah, false, nullptr, t0, t1, tid, n);
                 if (q.x_panels) pack<false>(rows, a.D, [&](long r) { return a.x + (t0 * B + r) * a.D; }, q.x_panels, tid, n);
                 if (q.h_panels) pack<false>(rows, H, [&](long r) { return a.hs + (t0 * B + r) * H; }, q.h_panels, tid, n);
