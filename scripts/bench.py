@@ -282,9 +282,9 @@ def draw(report: dict[str, Any], folder: Path, name: str) -> None:
     if report["scaling"]:
         figure, axes = plt.subplots(1, len(report["scaling"]), figsize=(5 * len(report["scaling"]), 3.8), squeeze=False)
         for axis, (variable, points) in zip(axes[0], report["scaling"].items(), strict=True):
-            for name in next(iter(points.values())):
-                xs = [int(x) for x, r in points.items() if "ms" in r[name]]
-                axis.plot(xs, [points[str(x)][name]["ms"] for x in xs], marker="o", label=name)
+            for peer in next(iter(points.values())):
+                xs = [int(x) for x, r in points.items() if "ms" in r[peer]]
+                axis.plot(xs, [points[str(x)][peer]["ms"] for x in xs], marker="o", label=peer)
             axis.set(xscale="log", yscale="log", xlabel=variable, ylabel="forward + backward, ms")
             axis.set_xticks([int(x) for x in points], labels=list(points))
             axis.minorticks_off()
