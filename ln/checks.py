@@ -39,15 +39,15 @@ def check_runs(multiruns: Iterable[Sequence[str]], here: bool = True) -> None:
 
 def _recipes(arguments: Sequence[str]) -> list[Recipe]:
     check_choices([*arguments])
-    choices = []
-    for override in OverridesParser.create().parse_overrides([*arguments]):
-        if override.is_sweep_override():
-            values = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-        else:
-            assert override.input_line is not None
-            values = [override.input_line]
-        choices.append(values if override.key_or_group in ("experiment", "norm") else values[:1])
     try:
+        choices = []
+        for override in OverridesParser.create().parse_overrides([*arguments]):
+            if override.is_sweep_override():
+                values = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+            else:
+                assert override.input_line is not None
+                values = [override.input_line]
+            choices.append(values if override.key_or_group in ("experiment", "norm") else values[:1])
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             return [recipe_of(compose("config", [*chosen])) for chosen in itertools.product(*choices)]
     except HydraException as error:
