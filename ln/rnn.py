@@ -72,10 +72,11 @@ class _Recurrent(NormalizedRecurrence):
             raise ValueError("input must hold at least one step, but T = 0")
         self.check_steps(0, T)
         state = self._initial(x, state)
+        lengths = None if lengths is None else self._checked_lengths(lengths, T, B)
         if lengths is None and self._torch_is_fastest(x):
             output, state = self._torch(x, state)
         else:
-            output, state = self._layers(x, state, None if lengths is None else self._checked_lengths(lengths, T, B))
+            output, state = self._layers(x, state, lengths)
         return (output.transpose(0, 1) if self.batch_first else output), state
 
     def _initial(self, x: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
@@ -91,7 +92,8 @@ class _Recurrent(NormalizedRecurrence):
         )
         return tuple(value.unsqueeze(1).expand(shape) for value in learned)
 
-    def _checked_lengths(self, lengths: Tensor, T: int, B: int) -> Tensor:
+    def _checked_lengths(self, lengths: Tensor, T: int, B: int) -> Tensor | None:
+        """Lengths (B) on the CPU, or None where every sequence has all T steps."""
         if lengths.shape != (B,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
             found = f"{tuple(lengths.shape)} of {lengths.dtype}"
             raise ValueError(f"lengths must be (B,) = ({B},) integers, but are {found}")
@@ -99,7 +101,7 @@ class _Recurrent(NormalizedRecurrence):
         low, high = (int(value) for value in lengths.aminmax()) if B else (0, 0)
         if low < 0 or high > T:
             raise ValueError(f"lengths must lie in 0 ... T = {T}, but range over {low} ... {high}")
-        return lengths
+        return None if low == T else lengths
 
     def _layers(
         self, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None

@@ -30,6 +30,7 @@ SHAPES = {
     "lstm784": Shape("lstm784", "lstm", 784, 100, 1, 100),
     "lstm64": Shape("lstm64", "lstm", 64, 128, 900, 256),
     "gru20": Shape("gru20", "gru", 20, 128, 300, 1024),
+    "ragged": Shape("ragged", "lstm", 64, 128, 900, 256, ragged=True),
 }
 QUICK = {"quick": Shape("quick", "gru", 6, 8, 4, 16)}
 BASELINE, LOOP, NATIVE, JAX, COMPILE = "torch.nn, no norm", "plain loop", "ln native", "JAX scan", "torch.compile"

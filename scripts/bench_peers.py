@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import rnn
 
 
 @dataclass(frozen=True)
@@ -23,14 +24,24 @@ class Shape:
     B: int
     D: int
     H: int
+    ragged: bool = False  # sequences of 1 ... T steps in place of T; who cannot leave the padding out computes it too
 
     def __str__(self) -> str:
-        return f"{self.cell.upper()} T{self.T} B{self.B} D{self.D} H{self.H}"
+        return f"{self.cell.upper()} T{'1-' * self.ragged}{self.T} B{self.B} D{self.D} H{self.H}"
+
+    def lengths(self) -> Tensor | None:
+        """(B) evenly spread, in a random order."""
+        if not self.ragged:
+            return None
+        order = torch.randperm(self.B, generator=torch.Generator().manual_seed(0))
+        return torch.linspace(1, self.T, self.B).round().long()[order]
 
     @property
     def gflop(self) -> float:
         """Of the matrix products, forward and backward with every gradient: three products of each weight matrix."""
-        return 3 * 2e-9 * self.T * self.B * (4 if self.cell == "lstm" else 3) * self.H * (self.D + self.H)
+        lengths = self.lengths()
+        steps = self.T * self.B if lengths is None else int(lengths.sum())
+        return 3 * 2e-9 * steps * (4 if self.cell == "lstm" else 3) * self.H * (self.D + self.H)
 
 
 Pass = Callable[[], None]
@@ -153,7 +164,20 @@ class ScriptedGRU(nn.Module):
 
 
 def torch_nn(s: Shape, device: str) -> Pass:
-    return _module_pass((nn.LSTM if s.cell == "lstm" else nn.GRU)(s.D, s.H), s, device)
+    module, lengths = (nn.LSTM if s.cell == "lstm" else nn.GRU)(s.D, s.H), s.lengths()
+    return _module_pass(module if lengths is None else Packed(module, lengths), s, device)
+
+
+class Packed(nn.Module):
+    """A layer of torch.nn on the real steps only, by packing and unpacking."""
+
+    def __init__(self, module: nn.Module, lengths: Tensor) -> None:
+        super().__init__()
+        self.module, self.lengths = module, lengths
+
+    def forward(self, x: Tensor) -> Tensor:
+        packed, _ = self.module(rnn.pack_padded_sequence(x, self.lengths, enforce_sorted=False))
+        return rnn.pad_packed_sequence(packed, total_length=len(x))[0]
 
 
 def plain(s: Shape, device: str) -> Pass:
@@ -256,6 +280,7 @@ def ours(backend: str, norm: str = "layer", recompute: bool = False) -> Callable
             gain(s.H) if "cell" in sites else None,
             leaf(torch.zeros(s.H)) if "cell" in sites else None,
         ]
+        lengths = s.lengths()
         states = [torch.zeros(s.B, s.H, device=device) for _ in range(2 if s.cell == "lstm" else 1)]
         leaves = [t for t in (x, *weights, *scales, *rest) if t is not None]
 
@@ -265,7 +290,8 @@ def ours(backend: str, norm: str = "layer", recompute: bool = False) -> Callable
             w = weights
             if scales:  # w = g v / ||v||, once for the sequence
                 w = [torch._weight_norm(v, g[:, None], 0) for v, g in zip(weights, scales, strict=True)]
-            getattr(module, s.cell)(x, *states, Params(*w, *rest), cfg, recompute=recompute)[0].backward(cotangent)
+            output, *_ = getattr(module, s.cell)(x, *states, Params(*w, *rest), cfg, lengths, recompute=recompute)
+            output.backward(cotangent)
 
         return run
 

@@ -13,7 +13,7 @@ from ln import reference
 from ln.norms import NormConfig
 from ln.reference import Params
 from scripts import bench
-from scripts.bench_peers import PlainGRU, PlainLSTM, ScriptedGRU, ScriptedLSTM, Shape
+from scripts.bench_peers import Packed, PlainGRU, PlainLSTM, ScriptedGRU, ScriptedLSTM, Shape
 
 
 def params(module: nn.Module) -> Params:
@@ -70,3 +70,16 @@ def test_unknown_shape_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
 def test_flops_of_a_shape() -> None:
     """Three products of (T B, D + H) with (4H): forward, dx and dh, dW."""
     assert Shape("", "lstm", 28, 128, 28, 128).gflop == pytest.approx(1.718, abs=1e-3)
+
+
+def test_a_ragged_shape_counts_and_computes_the_real_steps() -> None:
+    shape = Shape("", "lstm", 9, 5, 3, 4, ragged=True)
+    lengths = shape.lengths()
+    assert sorted(lengths.tolist()) == [1, 3, 5, 7, 9]
+    assert shape.gflop == pytest.approx(Shape("", "lstm", 5, 5, 3, 4).gflop)
+    layer = nn.LSTM(3, 4)
+    x = torch.randn(9, 5, 3)
+    output = Packed(layer, lengths)(x)
+    for row, length in enumerate(lengths.tolist()):
+        torch.testing.assert_close(output[:length, row], layer(x[:length, row])[0])
+        assert not output[length:, row].any()

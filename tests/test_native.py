@@ -195,12 +195,29 @@ def test_recompute_gives_the_same_bits(name: str, cell: str) -> None:
     assert all(torch.equal(stored[key], again[key]) for key in stored)
 
 
-def test_one_and_two_threads_give_the_same_bits() -> None:
+@pytest.mark.parametrize("T", [1, 7])
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("name", ["none", "layer", "batch"])
+def test_what_lies_past_the_end_is_never_read(name: str, cell: str, T: int) -> None:
+    problem = Problem(cell, NormConfig(name), T, 33, 20, 24, ragged=True)
+    problem.lengths[1::7] = 0
+    past = torch.arange(T).unsqueeze(1) >= problem.lengths
+    clean = problem.run(native)
+    for spoilt in (problem.inputs["x"], problem.cotangents[0]):
+        spoilt[past] = torch.nan
+    dirty = problem.run(native)
+    assert all(torch.equal(clean[key], dirty[key]) for key in clean)
+    assert not dirty["output"][past].any()
+    assert not dirty["d x"][past].any()
+
+
+def test_any_number_of_threads_gives_the_same_bits() -> None:
     problem = Problem("lstm", NormConfig("layer"), 40, 50, 40, 100, ragged=True)
     one = problem.run(native)
-    torch.set_num_threads(2)
-    two = problem.run(native)
-    assert all(torch.equal(one[key], two[key]) for key in one)
+    for threads in (2, 3, 5):
+        torch.set_num_threads(threads)
+        more = problem.run(native)
+        assert all(torch.equal(one[key], more[key]) for key in one)
 
 
 @pytest.mark.parametrize("threads", [2, 3, 5])

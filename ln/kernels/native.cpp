@@ -13,7 +13,11 @@
 // rebuilt from those, which costs less than streaming them. Without ax or ah (null) they are recomputed, a chunk of steps at
 // a time: one large product each, still in cache when the recurrence reads it. The backward works in the same chunks: the
 // recurrence fills d(ax), d(ah) of a chunk, then all threads turn them into weight gradients and dx.
+//
+// Rows of different lengths come longest first, so the rows that run at step t are the first ones, and only those are computed
+// or kept: ax, ah and their gradients hold first[t] .. first[t + 1] for step t, while x, hs, c and rs have all B rows of a step.
 #include "native_gemm.h"
+#include <algorithm>
 #include <cmath>
 #include <initializer_list>
 #include <omp.h>
@@ -23,7 +27,7 @@ enum { INPUT = 1, RECURRENT = 2, CELL = 4 };
 struct Args {  // mirrored field by field in native.py
     int64_t T, B, D, H, gru, columns, sites, threads, groups, chunk, given_stats, external;
     double eps;
-    const int64_t* lengths;                                                // (B) or null
+    const int64_t *lengths, *first, *places;                               // (B) falling, (T+1), (first[T]) t*B+b of each; or all null
     const float *x, *c0, *w_ih, *w_hh;                                     // (T,B,D) (B,H) (G,D) (G,H)
     const float *b_ih, *b_hh, *g_ih, *g_hh, *g_c, *b_c, *inner;            // (G) x 4, (H) x 2, (G); null: 0, gains 1
     float *hs, *c, *ax, *ah, *rs;                                          // (T+1,B,H) with h0 first, (T,B,H), (T,B,G) x 2, (T,B,8)
@@ -57,19 +61,17 @@ static INLINE void row_statistics(const float* a, long n, double eps, float& mea
     rstd = float(1 / std::sqrt(sum(q) / n + eps));
 }
 
-// Mean and biased variance of every column over the rows that are still running.
-static void column_statistics(const float* a, long ld, long rows, long n, const int64_t* lengths, long t, float* mean, float* var) {
+// Mean and biased variance of every column.
+static void column_statistics(const float* a, long ld, long rows, long n, float* mean, float* var) {
+    const float count = rows ? rows : 1;
     lanes(n, [&](long j, auto L) HOT {
         vf s = {}, q = {}, rest = {};
-        long count = 0;
-        for (long b = 0; b < rows; b++)
-            if (!lengths || t < lengths[b]) { s += load(a + b * ld + j, L); count++; }
-        const vf m = s / float(count ? count : 1);
-        for (long b = 0; b < rows; b++)
-            if (!lengths || t < lengths[b]) { vf d = load(a + b * ld + j, L) - m; q += d * d; rest += d; }
-        const vf off = rest / float(count ? count : 1);  // what rounding left in the mean of up to hundreds of rows
+        for (long b = 0; b < rows; b++) s += load(a + b * ld + j, L);
+        const vf m = s / count;
+        for (long b = 0; b < rows; b++) { vf d = load(a + b * ld + j, L) - m; q += d * d; rest += d; }
+        const vf off = rest / count;  // what rounding left in the mean of up to hundreds of rows
         store(mean + j, m + off, L);
-        store(var + j, q / float(count ? count : 1) - off * off, L);
+        store(var + j, q / count - off * off, L);
     });
 }
 
@@ -299,14 +301,34 @@ struct Plan {
     long row_begin(long block) const { return block * a.B / blocks; }
     long column(long p, long i) const { return i / nu(p) * a.H + u0(p) + i % nu(p); }  // group layout -> row of the weight matrix
     bool on(int site) const { return a.sites & site; }
-    bool running(long b, long t) const { return !a.lengths || t < a.lengths[b]; }
+    long first(long t) const { return a.first ? a.first[t] : t * a.B; }
+    long rows(long t) const { return first(t + 1) - first(t); }
+    long place(long i) const { return a.places ? a.places[i] : i; }
     long width_before(long p) const { long w = 0; for (long q = 0; q < p; q++) w += up(N * nu(q), W); return w; }
     long units_before(long p) const { long w = 0; for (long q = 0; q < p; q++) w += up(nu(q), W); return w; }
 
-    // A term of the whole saved sequence or of the chunk at hand, group p, row (t, b).
-    float* at(float* base, bool saved, long t, long t0, long steps, long p, long b) const {
-        const long rows = saved ? a.T : steps, row = (saved ? t : t - t0) * a.B + b;
-        return base + rows * a.B * N * u0(p) + row * N * nu(p);
+    // A term of the whole saved sequence or of the chunk t0 .. t1, group p, row (t, b).
+    float* at(float* base, bool saved, long t, long t0, long t1, long p, long b) const {
+        const long begin = saved ? 0 : first(t0), rows = first(saved ? a.T : t1) - begin;
+        return base + rows * N * u0(p) + (first(t) - begin + b) * N * nu(p);
+    }
+    // Calls run(row among all (T, B), row of the chunk, rows) for stretches of steps t0 .. t1 whose rows lie side by side in both.
+    template <class Run> void stretches(long t0, long t1, Run run) const {
+        for (long t = t0, end; t < t1; t = end) {
+            for (end = t + 1; end < t1 && rows(end - 1) == a.B;) end++;
+            run(t * a.B, first(t) - first(t0), first(end) - first(t));
+        }
+    }
+    // Blocks of rows of thread tid in steps t0 .. t1: as much work for each.
+    long block_begin(long t0, long t1, long tid, long n) const {
+        if (!a.first) return blocks * tid / n;
+        const long share = (first(t1) - first(t0)) * tid / n;
+        for (long block = 0; block < blocks; block++) {
+            long before = 0;
+            for (long t = t0; t < t1; t++) before += rows(t) < row_begin(block) ? rows(t) : row_begin(block);
+            if (before >= share) return block;
+        }
+        return blocks;
     }
 
     void vectors() const {  // gains and biases in the groups' layout
@@ -329,14 +351,16 @@ struct Plan {
 
     // ax = start + x W_ih^T for the rows of steps t0 .. t1, dealt evenly (start (G) in the groups' layout, or null: 0); ah likewise from the states before those steps.
     void term(const float* in, long K, const float* packed, float* out, bool saved, const float* start, long t0, long t1, long tid, long n) const {
-        const long rows = (t1 - t0) * a.B, r0 = rows * tid / n, r1 = rows * (tid + 1) / n;
-        for (long p = 0; p < P; p++) {
-            const long cols = N * nu(p);
-            float* o = at(out, saved, t0, t0, t1 - t0, p, 0) + r0 * cols;
-            if (start)
-                for (long r = 0; r < r1 - r0; r++) memcpy(o + r * cols, start + N * u0(p), sizeof(float) * cols);
-            gemm<false>(r1 - r0, cols, K, in + (t0 * a.B + r0) * K, K, packed + width_before(p) * K, o, cols, start != nullptr, scratch + tid * A_BLOCK);
-        }
+        stretches(t0, t1, [&](long row, long own, long rows) {
+            const long r0 = rows * tid / n, r1 = rows * (tid + 1) / n;
+            for (long p = 0; p < P; p++) {
+                const long cols = N * nu(p);
+                float* o = at(out, saved, t0, t0, t1, p, own + r0);
+                if (start)
+                    for (long r = 0; r < r1 - r0; r++) memcpy(o + r * cols, start + N * u0(p), sizeof(float) * cols);
+                gemm<false>(r1 - r0, cols, K, in + (row + r0) * K, K, packed + width_before(p) * K, o, cols, start != nullptr, scratch + tid * A_BLOCK);
+            }
+        });
     }
 
     template <bool COL> Cell<COL> cell(long p) const {
@@ -363,7 +387,7 @@ struct Plan {
         const long w = nu(p);
         float *m = (float*)mean_all, *v = (float*)var_all;
         if (measure) {
-            column_statistics(term, ld, a.B, gates * w, a.lengths, t, mean, rstd);
+            column_statistics(term, ld, rows(t), gates * w, mean, rstd);
             for (long k = 0; k < gates; k++) {
                 memcpy(m + (t * gates + k) * a.H + u0(p), mean + k * w, sizeof(float) * w);
                 memcpy(v + (t * gates + k) * a.H + u0(p), rstd + k * w, sizeof(float) * w);
@@ -387,17 +411,16 @@ struct Plan {
 
 // ------------------------------------------------------------------------------------------------------------ forward
 
-static void rows_forward(const Plan& q, long t, long t0, long steps, long b0, long b1, float* scratch, float* o) {
+static void rows_forward(const Plan& q, long t, long t0, long t1, long b0, long b1, float* scratch, float* o) {
     const Args& a = q.a;
     const long H = a.H, G = q.G;
-    float* ah = q.at(q.ah, a.ah, t, t, 1, 0, 0);
+    float* ah = q.at(q.ah, a.ah, t, t, t + 1, 0, 0);
     if (!a.external) gemm<false>(b1 - b0, G, H, a.hs + (t * a.B + b0) * H, H, q.w_h, ah + b0 * G, G, false, scratch);
     Cell<false> s = q.cell<false>(0);
     for (long b = b0; b < b1; b++) {
         const long row = t * a.B + b;
-        const float *x = q.at(q.ax, a.ax, t, t0, steps, 0, b), *h_prev = a.hs + row * H;
+        const float *x = q.at(q.ax, a.ax, t, t0, t1, 0, b), *h_prev = a.hs + row * H;
         float *h = a.hs + (row + a.B) * H, *st = a.rs + row * 8;
-        if (!q.running(b, t)) { memset(h, 0, sizeof(float) * H); continue; }
         if (q.on(INPUT)) {
             row_statistics(x, a.gru ? 2 * H : G, a.eps, s.x.m[0], s.x.r[0]);
             if (a.gru) row_statistics(x + 2 * H, H, a.eps, s.x.m[1], s.x.r[1]);
@@ -422,27 +445,26 @@ static void rows_forward(const Plan& q, long t, long t0, long steps, long b0, lo
     }
 }
 
-static void columns_forward(const Plan& q, long t, long t0, long steps, long p, float* scratch) {
+static void columns_forward(const Plan& q, long t, long t0, long t1, long p, float* scratch) {
     const Args& a = q.a;
-    const long H = a.H, nu = q.nu(p), u = q.u0(p), cols = q.N * nu;
-    float* ah = q.at(q.ah, a.ah, t, t, 1, p, 0);
-    const float* ax = q.at(q.ax, a.ax, t, t0, steps, p, 0);
-    if (!a.external) gemm<false>(a.B, cols, H, a.hs + t * a.B * H, H, q.w_h + q.width_before(p) * H, ah, cols, false, scratch);
+    const long H = a.H, nu = q.nu(p), u = q.u0(p), cols = q.N * nu, rows = q.rows(t);
+    float* ah = q.at(q.ah, a.ah, t, t, t + 1, p, 0);
+    const float* ax = q.at(q.ax, a.ax, t, t0, t1, p, 0);
+    if (!a.external) gemm<false>(rows, cols, H, a.hs + t * a.B * H, H, q.w_h + q.width_before(p) * H, ah, cols, false, scratch);
     q.spread(p, t, q.train, INPUT, ax, cols);
     q.spread(p, t, q.train, RECURRENT, ah, cols);
     Cell<true> s = q.cell<true>(p);
     float* o = q.tmp + a.B * u;
-    for (long b = 0; b < a.B; b++) {
+    for (long b = 0; b < rows; b++) {
         const long row = t * a.B + b;
         float *h = a.hs + (row + a.B) * H + u, *c = a.c + row * H + u;
-        if (!q.running(b, t)) { memset(h, 0, sizeof(float) * nu); continue; }
         if (a.gru) gru_step(s, ax + b * cols, ah + b * cols, a.hs + row * H + u, h);
         else lstm_gates(s, ax + b * cols, ah + b * cols, t ? c - a.B * H : a.c0 + b * H + u, c, o + b * nu);
     }
     if (a.gru) return;
     q.spread(p, t, q.train, CELL, a.c + t * a.B * H + u, H);
-    for (long b = 0; b < a.B; b++)
-        if (q.running(b, t)) lstm_output(s, a.c + (t * a.B + b) * H + u, o + b * nu, a.hs + ((t + 1) * a.B + b) * H + u);
+    for (long b = 0; b < rows; b++)
+        lstm_output(s, a.c + (t * a.B + b) * H + u, o + b * nu, a.hs + ((t + 1) * a.B + b) * H + u);
 }
 
 extern "C" void ln_forward(const Args* args) {
@@ -455,22 +477,23 @@ extern "C" void ln_forward(const Args* args) {
         const long tid = omp_get_thread_num(), n = omp_get_num_threads();
         float* scratch = q.scratch + tid * A_BLOCK;
         if (tid == 0) q.vectors();
+        for (long t = tid; t < a.T; t += n) memset(a.hs + ((t + 1) * a.B + q.rows(t)) * H, 0, sizeof(float) * (a.B - q.rows(t)) * H);
         if (!a.external) {
             q.pack_forward(a.w_ih, a.D, q.w_x, tid, n);
             q.pack_forward(a.w_hh, H, q.w_h, tid, n);
         }
 #pragma omp barrier
-        const long b0 = q.row_begin(q.blocks * tid / n), b1 = q.row_begin(q.blocks * (tid + 1) / n);
         for (long t0 = 0; t0 < a.T; t0 += a.chunk) {
             const long t1 = t0 + a.chunk < a.T ? t0 + a.chunk : a.T;
+            const long b0 = q.row_begin(q.block_begin(t0, t1, tid, n)), end = q.row_begin(q.block_begin(t0, t1, tid + 1, n));
             if (!a.external) q.term(a.x, a.D, q.w_x, q.ax, a.ax, q.inner, t0, t1, tid, n);
 #pragma omp barrier
             for (long t = t0; t < t1; t++) {
                 if (a.columns) {
-                    for (long p = tid; p < q.P; p += n) columns_forward(q, t, t0, t1 - t0, p, scratch);
+                    for (long p = tid; p < q.P; p += n) columns_forward(q, t, t0, t1, p, scratch);
 #pragma omp barrier
-                } else if (b0 < b1) {
-                    rows_forward(q, t, t0, t1 - t0, b0, b1, scratch, q.tmp + tid * (H + 16));
+                } else if (const long b1 = std::min(end, q.rows(t)); b0 < b1) {
+                    rows_forward(q, t, t0, t1, b0, b1, scratch, q.tmp + tid * (H + 16));
                 }
             }
             if (!a.ax && !a.columns) {
@@ -487,20 +510,15 @@ extern "C" void ln_forward(const Args* args) {
 
 // ----------------------------------------------------------------------------------------------------------- backward
 
-static void rows_backward(const Plan& q, long t, long t0, long steps, long block, float* tmp) {
+static void rows_backward(const Plan& q, long t, long t0, long t1, long block, float* tmp) {
     const Args& a = q.a;
     const long H = a.H, G = q.G, first = a.gru ? 2 * H : G;
     Cell<false> s = q.cell<false>(0);
     q.gradients_into(s, q.sums + block * q.sums_stride(), 0);
-    for (long b = q.row_begin(block); b < q.row_begin(block + 1); b++) {
+    for (long b = q.row_begin(block), end = std::min(q.row_begin(block + 1), q.rows(t)); b < end; b++) {
         const long row = t * a.B + b;
-        float *dx = q.at(q.dax, false, t, t0, steps, 0, b), *dah = q.at(q.dah, false, t, t0, steps, 0, b), *dh = q.dh + b * H;
-        if (!q.running(b, t)) {
-            memset(dx, 0, sizeof(float) * G);
-            memset(dah, 0, sizeof(float) * G);
-            continue;
-        }
-        const float *x = q.at(q.ax, a.ax, t, t0, steps, 0, b), *h = q.at(q.ah, a.ah, t, t0, steps, 0, b), *st = a.rs + row * 8;
+        float *dx = q.at(q.dax, false, t, t0, t1, 0, b), *dah = q.at(q.dah, false, t, t0, t1, 0, b), *dh = q.dh + b * H;
+        const float *x = q.at(q.ax, a.ax, t, t0, t1, 0, b), *h = q.at(q.ah, a.ah, t, t0, t1, 0, b), *st = a.rs + row * 8;
         const float* dout = a.dout ? a.dout + row * H : nullptr;
         s.x.m[0] = s.x.m[1] = st[0]; s.x.r[0] = s.x.r[1] = st[1];
         s.h.m[0] = s.h.m[1] = st[4]; s.h.r[0] = s.h.r[1] = st[5];
@@ -524,22 +542,20 @@ static void rows_backward(const Plan& q, long t, long t0, long steps, long block
     }
 }
 
-static void columns_backward(const Plan& q, long t, long t0, long steps, long p) {
+static void columns_backward(const Plan& q, long t, long t0, long t1, long p) {
     const Args& a = q.a;
-    const long H = a.H, nu = q.nu(p), u = q.u0(p), cols = q.N * nu, o = q.N * u;
-    long running = 0;
-    for (long b = 0; b < a.B; b++) running += q.running(b, t);
-    const float count = running ? running : 1;
+    const long H = a.H, nu = q.nu(p), u = q.u0(p), cols = q.N * nu, o = q.N * u, rows = q.rows(t);
+    const float count = rows ? rows : 1;
     for (int site : {INPUT, RECURRENT, CELL}) q.spread(p, t, false, site, nullptr, 0);
     Cell<true> s = q.cell<true>(p), total = s;
     q.gradients_into(s, q.step_sums, p);
     q.gradients_into(total, q.sums, p);
     for (float* v : {s.dbx, s.dbh, s.dgx, s.dgh}) memset(v, 0, sizeof(float) * cols);
     for (float* v : {s.dgc, s.dbc}) memset(v, 0, sizeof(float) * nu);
-    auto ax = [&](long b) { return q.at(q.ax, a.ax, t, t0, steps, p, b); };
-    auto ah = [&](long b) { return q.at(q.ah, a.ah, t, t0, steps, p, b); };
-    auto dx = [&](long b) { return q.at(q.dax, false, t, t0, steps, p, b); };
-    auto dah = [&](long b) { return q.at(q.dah, false, t, t0, steps, p, b); };
+    auto ax = [&](long b) { return q.at(q.ax, a.ax, t, t0, t1, p, b); };
+    auto ah = [&](long b) { return q.at(q.ah, a.ah, t, t0, t1, p, b); };
+    auto dx = [&](long b) { return q.at(q.dax, false, t, t0, t1, p, b); };
+    auto dah = [&](long b) { return q.at(q.dah, false, t, t0, t1, p, b); };
     auto dout = [&](long b) { return a.dout ? a.dout + (t * a.B + b) * H + u : nullptr; };
     // The means over the batch that a normalization's gradient subtracts are those of the step's own gradients of bias and
     // gain, so no further pass is needed.
@@ -549,31 +565,24 @@ static void columns_backward(const Plan& q, long t, long t0, long steps, long p)
     float *act = q.tmp + 5 * a.B * u, *mean = q.means;
     if (!a.gru) {
         float s1, s2, *v1 = mean + 4 * q.G + u, *v2 = v1 + H;
-        for (long b = 0; b < a.B; b++)
-            if (q.running(b, t))
-                lstm_output_back(s, ax(b), ah(b), a.c + (t * a.B + b) * H + u, dout(b), q.dh + b * H + u, act + b * 5 * nu, act + b * 5 * nu + 4 * nu, dx(b), &s1, &s2);
+        for (long b = 0; b < rows; b++)
+            lstm_output_back(s, ax(b), ah(b), a.c + (t * a.B + b) * H + u, dout(b), q.dh + b * H + u, act + b * 5 * nu, act + b * 5 * nu + 4 * nu, dx(b), &s1, &s2);
         const bool subtract = q.train && q.on(CELL);
         if (subtract) batch_means(s.dbc, s.dgc, nu, v1, v2);
-        for (long b = 0; b < a.B; b++) {
-            if (!q.running(b, t)) continue;
+        for (long b = 0; b < rows; b++) {
             const float* c = a.c + (t * a.B + b) * H + u;
             lstm_gates_back(s, ax(b), ah(b), t ? c - a.B * H : a.c0 + b * H + u, c, act + b * 5 * nu, act + b * 5 * nu + 4 * nu, 0, 0, subtract ? v1 : nullptr, v2,
                             q.dc + b * H + u, dx(b), dah(b));
             memset(q.dh + b * H + u, 0, sizeof(float) * nu);
         }
     } else {
-        for (long b = 0; b < a.B; b++)
-            if (q.running(b, t)) gru_step_back(s, ax(b), ah(b), a.hs + (t * a.B + b) * H + u, dout(b), q.dh + b * H + u, dx(b), dah(b));
+        for (long b = 0; b < rows; b++)
+            gru_step_back(s, ax(b), ah(b), a.hs + (t * a.B + b) * H + u, dout(b), q.dh + b * H + u, dx(b), dah(b));
     }
     float *x1 = mean + o, *x2 = mean + q.G + o, *h1 = mean + 2 * q.G + o, *h2 = mean + 3 * q.G + o;
     batch_means(s.dbx, s.dgx, cols, x1, x2);
     batch_means(s.dbh, s.dgh, cols, h1, h2);
-    for (long b = 0; b < a.B; b++) {
-        if (!q.running(b, t)) {
-            memset(dx(b), 0, sizeof(float) * cols);
-            memset(dah(b), 0, sizeof(float) * cols);
-            continue;
-        }
+    for (long b = 0; b < rows; b++) {
         if (q.on(INPUT)) side_back(s.x, 0, 0, cols, ax(b), s.gx, 0, 0, q.train ? x1 : nullptr, x2, dx(b));
         if (q.on(RECURRENT)) side_back(s.h, 0, 0, cols, ah(b), s.gh, 0, 0, q.train ? h1 : nullptr, h2, dah(b));
     }
@@ -611,22 +620,26 @@ static void thin_outer(const Plan& q, long p, const float* d, long ld, long rows
 // What a finished chunk of d(ax), d(ah) is for: dx, the weights' gradients and the inner bias'. hp: states before those steps.
 static void chunk_products(const Plan& q, long t0, long t1, long tid, long n, float* scratch) {
     const Args& a = q.a;
-    const long rows = (t1 - t0) * a.B, steps = t1 - t0, D = a.D, H = a.H, r0 = rows * tid / n, r1 = rows * (tid + 1) / n;
+    const long rows = q.first(t1) - q.first(t0), D = a.D, H = a.H;
     for (long p = 0; p < q.P; p++) {
         const long nu = q.nu(p), cols = q.N * nu;
-        const float *dx = q.at(q.dax, false, t0, t0, steps, p, 0), *dah = q.at(q.dah, false, t0, t0, steps, p, 0);
-        if (a.dx && D <= THIN) {
-            for (long r = r0; r < r1; r++)
-                for (long k = 0; k < D; k++) {
-                    vf s = {};
-                    const float* w = q.w_x_back + q.N * q.u0(p) * D + k * cols;
-                    lanes(cols, [&](long j, auto L) HOT { s += load(dx + r * cols + j, L) * load(w + j, L); });
-                    a.dx[(t0 * a.B + r) * D + k] = sum(s) + (p ? a.dx[(t0 * a.B + r) * D + k] : 0);
-                }
-        } else if (a.dx) {
-            gemm<false>(r1 - r0, D, cols, dx + r0 * cols, cols, q.w_x_back + up(D, W) * q.N * q.u0(p), a.dx + (t0 * a.B + r0) * D, D, p > 0, scratch);
-        }
-        if (a.dw_ih && D <= THIN) thin_outer(q, p, dx, cols, rows, a.x + t0 * a.B * D, D, a.dw_ih, tid, n);
+        const float *dx = q.at(q.dax, false, t0, t0, t1, p, 0), *dah = q.at(q.dah, false, t0, t0, t1, p, 0);
+        q.stretches(t0, t1, [&](long row, long own, long count) {
+            const long r0 = count * tid / n, r1 = count * (tid + 1) / n;
+            const float* d = dx + own * cols;
+            if (a.dx && D <= THIN) {
+                for (long r = r0; r < r1; r++)
+                    for (long k = 0; k < D; k++) {
+                        vf s = {};
+                        const float* w = q.w_x_back + q.N * q.u0(p) * D + k * cols;
+                        lanes(cols, [&](long j, auto L) HOT { s += load(d + r * cols + j, L) * load(w + j, L); });
+                        a.dx[(row + r) * D + k] = sum(s) + (p ? a.dx[(row + r) * D + k] : 0);
+                    }
+            } else if (a.dx) {
+                gemm<false>(r1 - r0, D, cols, d + r0 * cols, cols, q.w_x_back + up(D, W) * q.N * q.u0(p), a.dx + (row + r0) * D, D, p > 0, scratch);
+            }
+            if (a.dw_ih && D <= THIN) thin_outer(q, p, d, cols, count, a.x + row * D, D, a.dw_ih, tid, n);
+        });
         if (a.dinner) thin_outer(q, p, dx, cols, rows, nullptr, 1, a.dinner, tid, n);
         for (long k = 0; k < (q.P == 1 ? 1 : q.N); k++) {  // one group: all rows of W at once, shared; else a gate of a group to each thread
             const long m = q.P == 1 ? cols : nu, i0 = q.P == 1 ? m * tid / n : 0, i1 = q.P == 1 ? m * (tid + 1) / n : m;
@@ -675,30 +688,32 @@ extern "C" void ln_backward(const Args* args) {
             if (a.dw_hh) memset(a.dw_hh, 0, sizeof(float) * q.G * H);
             if (a.dinner) memset(a.dinner, 0, sizeof(float) * q.G);
         }
+        if (a.dx)
+            for (long t = tid; t < a.T; t += n) memset(a.dx + (t * B + q.rows(t)) * a.D, 0, sizeof(float) * (B - q.rows(t)) * a.D);
         if (!a.external) pack_backward(q, tid, n);
 #pragma omp barrier
-        const long block0 = q.blocks * tid / n, block1 = q.blocks * (tid + 1) / n, b0 = q.row_begin(block0), b1 = q.row_begin(block1);
         for (long t1 = a.T; t1 > 0;) {
-            const long t0 = t1 > a.chunk ? t1 - a.chunk : 0, rows = (t1 - t0) * B, steps = t1 - t0;
+            const long t0 = t1 > a.chunk ? t1 - a.chunk : 0, begin = q.first(t0), rows = q.first(t1) - begin;
+            const long block0 = q.block_begin(t0, t1, tid, n), block1 = q.block_begin(t0, t1, tid + 1, n), b0 = q.row_begin(block0);
             if (!a.external) {
                 if (!a.ax) q.term(a.x, a.D, q.w_x, q.ax, false, q.inner, t0, t1, tid, n);
                 if (!a.ah) q.term(a.hs, H, q.w_h, q.ah, false, nullptr, t0, t1, tid, n);
-                if (q.x_panels) pack<false>(rows, a.D, [&](long r) { return a.x + (t0 * B + r) * a.D; }, q.x_panels, tid, n);
-                if (q.h_panels) pack<false>(rows, H, [&](long r) { return a.hs + (t0 * B + r) * H; }, q.h_panels, tid, n);
+                if (q.x_panels) pack<false>(rows, a.D, [&](long r) { return a.x + q.place(begin + r) * a.D; }, q.x_panels, tid, n);
+                if (q.h_panels) pack<false>(rows, H, [&](long r) { return a.hs + q.place(begin + r) * H; }, q.h_panels, tid, n);
 #pragma omp barrier
             }
             for (long t = t1 - 1; t >= t0; t--) {
                 if (a.columns) {
-                    for (long p = tid; p < q.P; p += n) columns_backward(q, t, t0, steps, p);
+                    for (long p = tid; p < q.P; p += n) columns_backward(q, t, t0, t1, p);
 #pragma omp barrier
                     for (long own = tid; own < q.P && !a.external; own += n)
                         for (long p = 0; p < q.P; p++)
-                            gemm<false>(B, q.nu(own), q.N * q.nu(p), q.at(q.dah, false, t, t0, steps, p, 0), q.N * q.nu(p),
+                            gemm<false>(q.rows(t), q.nu(own), q.N * q.nu(p), q.at(q.dah, false, t, t0, t1, p, 0), q.N * q.nu(p),
                                         q.w_h_back + q.units_before(own) * q.G + up(q.nu(own), W) * q.N * q.u0(p), q.dh + q.u0(own), H, true, scratch);
-                } else if (b0 < b1) {
-                    for (long block = block0; block < block1; block++) rows_backward(q, t, t0, steps, block, q.tmp + tid * 5 * (H + 16));
+                } else if (const long b1 = std::min(q.row_begin(block1), q.rows(t)); b0 < b1) {
+                    for (long block = block0; block < block1; block++) rows_backward(q, t, t0, t1, block, q.tmp + tid * 5 * (H + 16));
                     if (!a.external)
-                        gemm<false>(b1 - b0, H, q.G, q.at(q.dah, false, t, t0, steps, 0, b0), q.G, q.w_h_back, q.dh + b0 * H, H, true, scratch);
+                        gemm<false>(b1 - b0, H, q.G, q.at(q.dah, false, t, t0, t1, 0, b0), q.G, q.w_h_back, q.dh + b0 * H, H, true, scratch);
                 }
             }
 #pragma omp barrier

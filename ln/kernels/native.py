@@ -2,6 +2,7 @@
 
 Shapes: T time, B batch, D input, H hidden, G gates (LSTM 4H: i f g o; GRU 3H: r z n). float32 only; first order only.
 Long sequences can be run with recompute=True: only states are stored, and summed inputs are computed again in backward.
+Of sequences with `lengths` only the real steps are computed: the batch is put in order, longest first.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ln.reference import Params, Stats
 _SITE_BITS = {"input": 1, "recurrent": 2, "cell": 4}
 _INTEGERS = "T B D H gru columns sites threads groups chunk given_stats external"
 _POINTERS = (
-    "lengths x c0 w_ih w_hh b_ih b_hh g_ih g_hh g_c b_c inner hs c ax ah rs"
+    "lengths first places x c0 w_ih w_hh b_ih b_hh g_ih g_hh g_c b_c inner hs c ax ah rs"
     " mean_x var_x mean_h var_h mean_c var_c h_last c_last"
     " dout dh_last dc_last dx dh0 dc0 dw_ih dw_hh db_ih db_hh dg_ih dg_hh dg_c db_c dinner dax dah work"
 )
@@ -64,13 +65,44 @@ def supports(cell: str, cfg: NormConfig, device: torch.device, dtype: torch.dtyp
     return None
 
 
+class _Order(torch.autograd.Function):
+    """Rows of a batch, dimension -2 of x, put in another order; inverse: the order that undoes it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.order, ctx.inverse = order, inverse
+        return x.index_select(-2, order)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _Order.apply(grad, ctx.inverse, ctx.order), None, None
+
+
+class _Ragged:
+    """Sequences of lengths (B) up to T, as native.cpp wants them: the longest first."""
+
+    def __init__(self, lengths: Tensor, T: int) -> None:
+        self.lengths, order = lengths.to(torch.int64).sort(descending=True, stable=True)
+        running = torch.arange(T).unsqueeze(1) < self.lengths
+        self.first = F.pad(running.sum(1).cumsum(0), (1, 0))
+        self.places = running.flatten().nonzero()
+        self.orders = (order, order.argsort())
+
+    def sort(self, x: Tensor | None) -> Tensor | None:
+        return None if x is None else _Order.apply(x, *self.orders)
+
+    def restore(self, x: Tensor) -> Tensor:
+        found: Tensor = _Order.apply(x, *reversed(self.orders))
+        return found
+
+
 @dataclass
 class _Call:
     """One call: what is not a tensor that takes a gradient, and the statistics that came out of it."""
 
     cell: str
     cfg: NormConfig
-    lengths: Tensor | None
+    ragged: _Ragged | None
     stats: Stats | None
     recompute: bool
     keep: bool  # a backward pass may follow
@@ -86,8 +118,11 @@ class _Call:
         G = (3 if self.cell == "gru" else 4) * H
         a.threads = 1 if self.external and B * G < 1 << 16 else torch.get_num_threads()
         a.chunk = max(1, min(T, (_SMALL_CHUNK if G * (D + H) <= _SMALL_WEIGHTS else _CHUNK_FLOATS) // (B * G)))
-        for name, tensor in {"x": x, "c0": c0, "lengths": self.lengths, **params}.items():
+        for name, tensor in {"x": x, "c0": c0, **params}.items():
             _point(a, name, tensor)
+        if self.ragged is not None:
+            for name in ("lengths", "first", "places"):
+                _point(a, name, getattr(self.ragged, name))
         return a
 
 
@@ -134,8 +169,9 @@ def _forward(
         assert parameters[1] is not None
         ax, ah = F.linear(x[0], parameters[0], params["inner"]), F.linear(h0, parameters[1])
     elif call.keep and not call.recompute:
-        ah = POOL.empty(T, B, G)
-        ax = None if D <= _CHEAP_INPUT else POOL.empty(T, B, G)
+        rows = T * B if call.ragged is None else len(call.ragged.places)
+        ah = POOL.empty(rows, G)
+        ax = None if D <= _CHEAP_INPUT else POOL.empty(rows, G)
     rs = None if a.columns else POOL.empty(T, B, 8)
     stats = call.stats
     if a.columns and stats is None:
@@ -214,18 +250,20 @@ def _sequence(
     stats: Stats | None,
     recompute: bool,
 ) -> tuple[list[Tensor], Stats | None]:
-    inputs = [None if t is None else t.contiguous() for t in (x, h0, c0, *p)]
+    ragged = None if lengths is None else _Ragged(lengths, len(x))
+    states = (x, h0, c0) if ragged is None else (ragged.sort(t) for t in (x, h0, c0))
+    inputs = [None if t is None else t.contiguous() for t in (*states, *p)]
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-    lengths = None if lengths is None else lengths.to(torch.int64).contiguous()
     given = None if stats is None else Stats(*(None if s is None else s.detach().contiguous() for s in stats))
-    stored = x.shape[0] * x.shape[1] * p.weight_hh.shape[0]
+    stored = (x.shape[0] * x.shape[1] if ragged is None else len(ragged.places)) * p.weight_hh.shape[0]
     recompute = recompute or (stored > _MOST_STORED and h0.shape[1] <= _CHEAP_STATE)
-    call = _Call(cell, cfg, lengths, given, recompute, keep, external=x.shape[0] == 1)
+    call = _Call(cell, cfg, ragged, given, recompute, keep, external=x.shape[0] == 1 and ragged is None)
     if keep:
         outputs = list(_Sequence.apply(call, *inputs))
-        return outputs, call.stats
-    saved, outputs = _forward(call, *inputs)  # type: ignore[arg-type]
-    return outputs, saved.stats
+    else:
+        saved, outputs = _forward(call, *inputs)  # type: ignore[arg-type]
+        call.stats = saved.stats
+    return outputs if ragged is None else [ragged.restore(t) for t in outputs], call.stats
 
 
 def lstm(
