@@ -186,7 +186,8 @@ class LSTM(_Recurrent):
 
     forward(x, state=None, lengths=None) -> (output, (h, c)): x (T, B, D), or (B, T, D) with batch_first; state: h and
     c, each (L, B, H); lengths (B) integers, 0 ... T, best on the CPU (on a GPU their check waits for it); output (T, B,
-    H) or (T, B, 2H), 0 past a row's end; h, c (L, B, H), each row's state at its own last step.
+    H) or (T, B, 2H), 0 past a row's end; h, c (L, B, H), each row's state at its own last step. The native backend
+    computes the real steps only, whatever the order of the rows.
 
     Parameters, with suffix _l0, _l0_reverse, _l1, ...: weight_ih (G, D), weight_hh (G, H), bias_ih, bias_hh (G) as in
     torch.nn.LSTM, whose state dict loads under norm="none"; gain_ih, gain_hh (G), gain_c, bias_c (H) where a site is

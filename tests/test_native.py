@@ -7,6 +7,7 @@ that, plus a few units in the last place of the tensor's largest value.
 from __future__ import annotations
 
 import itertools
+import mmap
 import os
 import stat
 import statistics
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ln import reference
-from ln.kernels import native
+from ln.kernels import native, native_memory
 from ln.kernels.native_memory import Pool
 from ln.norms import NormConfig
 from ln.reference import Params, Stats
@@ -400,3 +401,15 @@ def test_memory_is_reused_only_when_nothing_refers_to_it() -> None:
     addresses = {(t := pool.empty(300, 1000)).data_ptr(), pool.empty(300, 1000).data_ptr()}
     del t
     assert at in addresses
+
+
+def test_a_repeated_pass_takes_all_its_memory_from_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though forward and backward want different sizes, more of them together than are ever in use at once."""
+    monkeypatch.setattr(native, "POOL", Pool())
+    problem = Problem("lstm", NormConfig("layer"), 28, 128, 28, 128)
+    problem.run(native)
+    mapped: list[int] = []
+    plain = mmap.mmap
+    monkeypatch.setattr(native_memory.mmap, "mmap", lambda *a, **k: mapped.append(a[1]) or plain(*a, **k))
+    problem.run(native)
+    assert not mapped

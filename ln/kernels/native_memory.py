@@ -20,7 +20,7 @@ _SMALL = 1 << 18  # bytes; below this the C allocator reuses memory itself
 
 
 class Pool:
-    """Free memory by size. It never keeps more than was in use at one time."""
+    """Free memory by size. With what is in use it never holds more than twice what was in use at one time."""
 
     def __init__(self) -> None:
         # Re-entrant: the garbage collector may give a buffer back while this very thread is taking one.
@@ -55,7 +55,7 @@ class Pool:
             self._used -= size
             self._free.setdefault(size, []).append(memory)
             self._kept += size
-            while self._kept > self._most_used:
+            while self._kept + self._used > 2 * self._most_used:
                 largest = max(s for s, buffers in self._free.items() if buffers)
                 self._free[largest].pop()
                 self._kept -= largest
