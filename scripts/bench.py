@@ -260,14 +260,18 @@ def draw(report: dict[str, Any], folder: Path, name: str) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import MultipleLocator
 
     shapes = report["shapes"]
     names = [n for n in IMPLEMENTATIONS if any(ratio(s["results"], n, BASELINE) for s in shapes)]
     if names:
-        figure, axes = plt.subplots(
-            1, len(shapes), figsize=(3.3 * len(shapes) + 1.5, 0.36 * len(names) + 1.6), sharey=True, squeeze=False
-        )
-        for axis, s in zip(axes[0], shapes, strict=True):
+        columns = min(3, len(shapes))
+        rows = -(-len(shapes) // columns)
+        size = (3.3 * columns + 1.5, (0.3 * len(names) + 0.6) * rows + 0.9)
+        figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False)
+        for axis in axes.flat[len(shapes) :]:
+            axis.remove()
+        for axis, s in zip(axes.flat, shapes, strict=False):
             values = [ratio(s["results"], n, BASELINE) or 0 for n in names]
             axis.barh(names, values, color=["#c25b12" if n.startswith("ln ") else "#8a97a6" for n in names])
             axis.axvline(1, color="black", linewidth=0.8, linestyle=":")
@@ -275,6 +279,7 @@ def draw(report: dict[str, Any], folder: Path, name: str) -> None:
                 axis.text(v, i, f" {v:.2f}" if v else " skipped", va="center", fontsize=8)
             axis.set_title(s["title"], fontsize=9)
             axis.set_xlim(0, 1.22 * max(values))
+            axis.xaxis.set_major_locator(MultipleLocator(0.5))
             axis.spines[["top", "right"]].set_visible(False)
         axes[0][0].invert_yaxis()
         figure.supxlabel("time / time of torch.nn without norm, forward + backward", fontsize=9)
