@@ -4,14 +4,18 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from matplotlib.ticker import FuncFormatter
+
 from ln.claims import Measured, load_runs
 from ln.config import names
-from ln.figures import COLOURS, LABELS, new_figure, save
+from ln.figures import COLOURS, LABELS, new_figure, save, two_or_five
 from ln.report import conclude, terminal_table
 from ln.runs import DONE, FAILED
 from ln.sweep import BUSY, Notes
 from ln.sweep_plan import Definition, SweepCell, value_root
 from ln.tracking import mirror_verdicts
+
+WIDE = 10  # times the smallest value is where a linear axis hides what differs
 
 
 def conclude_sweep(group: str, profile: str, results: str, overrides: list[str]) -> str:
@@ -63,9 +67,14 @@ def sensitivity_figure(definition: Definition, profile: str, results: str | Path
         if runs:
             draw_norm(axis, norm, colour, runs, definition.metric, offset)
             offset *= 1.05  # diverged runs of several norms beside, not on, each other
+    reached = [run.value(definition.metric, "final", True) for run in done if not run.diverged]
+    if reached and min(reached) > 0 and max(reached) > WIDE * min(reached):
+        axis.set_yscale("log")
+        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.yaxis.set_minor_formatter(FuncFormatter(two_or_five))
     data = ", ".join(sorted({f"{run.info['data']['name']} [{run.info['data']['status']}]" for run in done}))
     axis.set_xticks(values, [f"{value:g}" for value in values])
-    axis.minorticks_off()
+    axis.xaxis.minorticks_off()
     axis.set_xlabel(definition.setting.rpartition(".")[2].replace("lr", "learning rate").replace("_", " "))
     axis.set_ylabel(definition.metric.replace("_", " ").capitalize())
     axis.set_title(f"{experiment}: {data}, profile {profile}")

@@ -336,3 +336,7 @@ def test_a_sensitivity_sweep_draws_each_norm_and_marks_what_diverged(
     assert set(lines) == {"no norm", "layer norm"}
     assert [bool(y == y) for y in lines["no norm"].get_ydata()] == [True, False]  # no mean where a seed diverged
     assert sum(line.get_marker() == "x" for line in axis.lines) == 1
+    assert axis.get_yscale() == "linear"
+    monkeypatch.setattr("ln.sweep_results.WIDE", 1.0)
+    sensitivity_figure(definition, "smoke", tmp_path)
+    assert drawn[1].axes[0].get_yscale() == "log"

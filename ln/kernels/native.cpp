@@ -325,7 +325,7 @@ struct Plan {
             run(t * a.B, first(t) - first(t0), first(end) - first(t));
         }
     }
-    // Blocks of rows of thread tid in steps t0 .. t1: as much work for each.
+    // The first block of rows of thread tid of n in steps t0 .. t1; each thread gets as many rows to run.
     long block_begin(long t0, long t1, long tid, long n) const {
         if (!a.first) return blocks * tid / n;
         const long share = (first(t1) - first(t0)) * tid / n;
