@@ -267,7 +267,7 @@ def draw(report: dict[str, Any], folder: Path, name: str) -> None:
     if names:
         columns = min(3, len(shapes))
         rows = -(-len(shapes) // columns)
-        size = (3.3 * columns + 1.5, (0.3 * len(names) + 0.6) * rows + 0.9)
+        size = (3.3 * columns + 1.5, (0.26 * len(names) + 0.6) * rows + 0.9)
         figure, axes = plt.subplots(rows, columns, figsize=size, sharey=True, squeeze=False)
         for axis in axes.flat[len(shapes) :]:
             axis.remove()
