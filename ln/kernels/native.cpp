@@ -30,7 +30,7 @@ struct Args {  // mirrored field by field in native.py
     const int64_t *lengths, *first, *places;                               // (B) falling, (T+1), (first[T]) t*B+b of each; or all null
     const float *x, *c0, *w_ih, *w_hh;                                     // (T,B,D) (B,H) (G,D) (G,H)
     const float *b_ih, *b_hh, *g_ih, *g_hh, *g_c, *b_c, *inner;            // (G) x 4, (H) x 2, (G); null: 0, gains 1
-    float *hs, *c, *ax, *ah, *rs;                                          // (T+1,B,H) with h0 first, (T,B,H), (T,B,G) x 2, (T,B,8)
+    float *hs, *c, *ax, *ah, *rs;                                          // (T+1,B,H) with h0 first, (T,B,H), (first[T],G) x 2, (T,B,8)
     float *mean_x, *var_x, *mean_h, *var_h, *mean_c, *var_c;               // (T,G) x 4, (T,H) x 2: batch norm
     float *h_last, *c_last;                                                // (B,H)
     const float *dout, *dh_last, *dc_last;                                 // (T,B,H) (B,H) (B,H); null: 0

@@ -96,6 +96,11 @@ class _Ragged:
         return found
 
 
+def _rows(x: Tensor, ragged: _Ragged | None) -> int:
+    """How many rows of x (T, B, D) are computed."""
+    return x.shape[0] * x.shape[1] if ragged is None else len(ragged.places)
+
+
 @dataclass
 class _Call:
     """One call: what is not a tensor that takes a gradient, and the statistics that came out of it."""
@@ -169,7 +174,7 @@ def _forward(
         assert parameters[1] is not None
         ax, ah = F.linear(x[0], parameters[0], params["inner"]), F.linear(h0, parameters[1])
     elif call.keep and not call.recompute:
-        rows = T * B if call.ragged is None else len(call.ragged.places)
+        rows = _rows(x, call.ragged)
         ah = POOL.empty(rows, G)
         ax = None if D <= _CHEAP_INPUT else POOL.empty(rows, G)
     rs = None if a.columns else POOL.empty(T, B, 8)
@@ -255,7 +260,7 @@ def _sequence(
     inputs = [None if t is None else t.contiguous() for t in (*states, *p)]
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     given = None if stats is None else Stats(*(None if s is None else s.detach().contiguous() for s in stats))
-    stored = (x.shape[0] * x.shape[1] if ragged is None else len(ragged.places)) * p.weight_hh.shape[0]
+    stored = _rows(x, ragged) * p.weight_hh.shape[0]
     recompute = recompute or (stored > _MOST_STORED and h0.shape[1] <= _CHEAP_STATE)
     call = _Call(cell, cfg, ragged, given, recompute, keep, external=x.shape[0] == 1 and ragged is None)
     if keep:
