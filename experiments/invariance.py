@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ln import norms
-from ln.claims import Runs
-from ln.config import Recipe
-from ln.data import Source, mnist, resolve
-from ln.figures import COLOURS, LABELS, new_figure, save
-from ln.task import Shuffled, Task
+from ln.suite.config import Recipe
+from ln.suite.data import Source, mnist, resolve
+from ln.suite.judging.claims import Runs
+from ln.suite.showing.figures import COLOURS, LABELS, new_figure, save
+from ln.suite.task import Shuffled, Task
 
 COLUMNS = {
     "w_rescaling": "weight matrix\nre-scaling",

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ln import norms
-from ln.config import Recipe
-from ln.data import Source, mnist, resolve
-from ln.task import Shuffled, Task
+from ln.suite.config import Recipe
+from ln.suite.data import Source, mnist, resolve
+from ln.suite.task import Shuffled, Task
 
 CLASSES = 10
 EVALUATION_BATCH = 2500

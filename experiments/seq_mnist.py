@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ln import LSTM, NormConfig
-from ln.config import Mistake, Recipe, zero_allowed
-from ln.data import Source, mnist, resolve
-from ln.task import Shuffled, Task
+from ln.suite.config import Recipe, zero_allowed
+from ln.suite.data import Source, mnist, resolve
+from ln.suite.errors import Mistake
+from ln.suite.task import Shuffled, Task
 
 CLASSES = 10
 EVALUATION_BATCH = 1000

@@ -173,7 +173,8 @@ def product_rates(threads: int) -> list[dict[str, Any]]:
 
     import torch
 
-    from ln.kernels import native, native_build
+    from ln.kernels.native import backend as native
+    from ln.kernels.native import build as native_build
 
     torch.set_num_threads(threads)
     rates = []
@@ -242,7 +243,7 @@ def draw_step() -> dict[str, dict[str, float]]:
     """What a training step of DRAW at the paper's sizes costs beside its parts, one thread."""
     import torch
 
-    from experiments.draw_cost import step_cost
+    from experiments.draw.cost import step_cost
 
     torch.set_num_threads(1)
     costs = {norm: step_cost(norm) for norm in ("none", "layer")}

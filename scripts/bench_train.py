@@ -1,4 +1,4 @@
-"""`make bench-train`: steps per second of ln.train's loop against a bare PyTorch loop, interleaved in one process."""
+"""`make bench-train`: steps per second of the training loop against a bare PyTorch loop, interleaved in one process."""
 
 import json
 import statistics
@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 
 from experiments.mnist import Mnist, mlp
-from ln.config import CONFIGS, Recipe, recipe_of
-from ln.runs import Run, cpu_name
-from ln.train import train
+from ln.suite.config import CONFIGS, Recipe, recipe_of
+from ln.suite.runs.folder import Run, cpu_name
+from ln.suite.runs.train import train
 
 ROUNDS = 7
 STEPS = {"mnist_b128": 60, "mnist_b4": 400}
@@ -77,7 +77,7 @@ def main() -> None:
     path.write_text(json.dumps(report, indent=2) + "\n")
     for experiment, rates in found.items():
         print(
-            f"{experiment}: ln.train {rates['ours']:.1f} steps/s, bare loop {rates['bare']:.1f}, "
+            f"{experiment}: ln.suite.runs.train {rates['ours']:.1f} steps/s, bare loop {rates['bare']:.1f}, "
             f"ratio {rates['ratio']:.3f} (at least 0.9 is wanted)"
         )
     print(f"{path} ({report['cpu']}, {report['threads']} threads)")

@@ -26,8 +26,8 @@ from torchvision.models import VGG19_Weights, vgg19
 from torchvision.transforms import functional as transforms
 from tqdm import tqdm
 
-from ln.config import Mistake, fail
-from ln.data.precomp import CAPTIONS, NAMES, SPLITS
+from ln.suite.data.precomp import CAPTIONS, NAMES, SPLITS
+from ln.suite.errors import Mistake, fail
 
 SHORTER_SIDE, CROP = 256, 224
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # what torchvision's weights expect

@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from ln.config import Mistake, fail
-from ln.dashboards import chosen, save, write_json
-from ln.tracking import entity
+from ln.suite.errors import Mistake, fail
+from ln.suite.runs.tracking import entity
+from ln.suite.showing.workspaces import chosen, save, write_json
 
 
 def main() -> None:

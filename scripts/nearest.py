@@ -2,11 +2,11 @@
 
 import argparse
 
-from experiments.skip_thoughts import finished
-from ln.config import Mistake, fail
-from ln.data.books import words_of
-from ln.figures import LABELS
-from ln.runs import run_folder
+from experiments.skip_thoughts.task import finished
+from ln.suite.data.books import words_of
+from ln.suite.errors import Mistake, fail
+from ln.suite.runs.folder import run_folder
+from ln.suite.showing.figures import LABELS
 
 
 def main() -> None:

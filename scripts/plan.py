@@ -3,8 +3,8 @@
 import argparse
 from collections import Counter
 
-from ln.config import Mistake, fail
-from ln.plan import cells, duration, wanted
+from ln.suite.errors import Mistake, fail
+from ln.suite.sweeps.wanted import cells, duration, wanted
 
 
 def main() -> None:

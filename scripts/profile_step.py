@@ -27,14 +27,15 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from ln import figures
-from ln.config import CONFIGS, Mistake, Recipe, check_choices, fail, imported, recipe_of
 from ln.kernels import BACKENDS
 from ln.parameters import NormalizedRecurrence
-from ln.runs import cpu_name
-from ln.step import Step, optimizer_of
-from ln.task import Task, stream_seed
-from ln.train import device_of
+from ln.suite.config import CONFIGS, Recipe, check_choices, imported, recipe_of
+from ln.suite.errors import Mistake, fail
+from ln.suite.runs.folder import cpu_name
+from ln.suite.runs.step import Step, optimizer_of
+from ln.suite.runs.train import device_of
+from ln.suite.showing import figures
+from ln.suite.task import Task, stream_seed
 from scripts.bench_peers import Shape, ours, torch_nn
 
 WARMUP, STEPS, BENCH_ROUNDS = 2, 4, 3

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ln.report import readme_block, with_block
+from ln.suite.showing.report import readme_block, with_block
 
 
 def main() -> None:

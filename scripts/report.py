@@ -2,8 +2,8 @@
 
 import argparse
 
-from ln.config import Mistake, fail
-from ln.page import write_page
+from ln.suite.errors import Mistake, fail
+from ln.suite.showing.page import write_page
 
 
 def main() -> None:

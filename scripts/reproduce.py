@@ -3,12 +3,12 @@
 import argparse
 import sys
 
-from ln import train
-from ln.checks import check_runs
-from ln.config import Mistake, fail
-from ln.plan import cells, wanted
-from ln.sweep import usual_jobs
-from ln.sweep_results import conclude_sweep
+from ln.suite.errors import Mistake, fail
+from ln.suite.runs import train
+from ln.suite.sweeps.conclude import conclude_sweep
+from ln.suite.sweeps.launch import usual_jobs
+from ln.suite.sweeps.preflight import check_runs
+from ln.suite.sweeps.wanted import cells, wanted
 from scripts.sweep import parser, sweep
 
 

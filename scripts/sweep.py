@@ -3,12 +3,12 @@
 import argparse
 import sys
 
-from ln.checks import check_runs
-from ln.config import Mistake, fail
-from ln.sweep import launcher_arguments, notes_for, run_cells, stop_requests
-from ln.sweep_plan import plan
-from ln.sweep_results import closing_lines, conclude_sweep
-from ln.sweep_table import watched
+from ln.suite.errors import Mistake, fail
+from ln.suite.sweeps.cells import plan
+from ln.suite.sweeps.conclude import closing_lines, conclude_sweep
+from ln.suite.sweeps.launch import launcher_arguments, notes_for, run_cells, stop_requests
+from ln.suite.sweeps.preflight import check_runs
+from ln.suite.sweeps.table import watched
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

@@ -2,8 +2,8 @@
 
 import argparse
 
-from ln.config import Mistake, fail
-from ln.report import conclude, terminal_table
+from ln.suite.errors import Mistake, fail
+from ln.suite.showing.report import conclude, terminal_table
 
 
 def main() -> None:

@@ -3,8 +3,8 @@ on this machine only, for `make dashboard`."""
 
 import argparse
 
-from ln.config import Mistake, fail
-from ln.tracking import has_key, rebuild, unmirrored
+from ln.suite.errors import Mistake, fail
+from ln.suite.runs.tracking import has_key, rebuild, unmirrored
 
 
 def main() -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import torch
 
-from experiments.handwriting import finished, picture_written
-from ln.config import Mistake, fail
-from ln.figures import LABELS
-from ln.runs import run_folder
+from experiments.handwriting.task import finished, picture_written
+from ln.suite.errors import Mistake, fail
+from ln.suite.runs.folder import run_folder
+from ln.suite.showing.figures import LABELS
 
 
 def main() -> None:

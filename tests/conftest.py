@@ -13,7 +13,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from ln.config import CONFIGS, Recipe, recipe_of
+from ln.suite.config import CONFIGS, Recipe, recipe_of
 
 ROOT = Path(__file__).resolve().parent.parent
 

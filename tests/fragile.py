@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from experiments.mnist import Settings
-from ln.config import Recipe
-from ln.data import Source
-from ln.task import Task, stream_seed
+from ln.suite.config import Recipe
+from ln.suite.data import Source
+from ln.suite.task import Task, stream_seed
 
 
 class Fragile(Task):

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ln.claims import load_claims
-from ln.page import curves
-from ln.report import conclude, groups
+from ln.suite.judging.claims import load_claims
+from ln.suite.showing.page import curves
+from ln.suite.showing.report import conclude, groups
 
 
 def metrics_of(group: str) -> list[str]:

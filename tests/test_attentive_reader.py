@@ -9,15 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from experiments.attentive_reader import AttentiveReaderTask, permuted
-from experiments.attentive_reader_network import AttentiveReader, PooledInputLSTM, publish_init
-from experiments.attentive_reader_pictures import Answered, chosen, places
+from experiments.attentive_reader.network import AttentiveReader, PooledInputLSTM, publish_init
+from experiments.attentive_reader.pictures import Answered, chosen, places
+from experiments.attentive_reader.task import AttentiveReaderTask, permuted
 from ln import LSTM, NormConfig
-from ln.config import Mistake, Recipe
-from ln.data import cloze
-from ln.data.cloze import FIRST_ENTITY
-from ln.task import stream_seed
-from ln.train import carry_out
+from ln.suite.config import Recipe
+from ln.suite.data import cloze
+from ln.suite.data.cloze import FIRST_ENTITY
+from ln.suite.errors import Mistake
+from ln.suite.runs.train import carry_out
+from ln.suite.task import stream_seed
 
 Make = Callable[..., Recipe]
 NORMS = ("none", "batch", "weight", "layer")
@@ -234,7 +235,7 @@ def test_evaluation_counts_each_question_once_whatever_the_batches(
     with torch.no_grad():
         one_by_one = [task.scores(task._batch("valid", [i])) for i in range(task.examples["valid"])]
         wrong = [int(s[0].argmax()) != a for (s, _), a in zip(one_by_one, task.splits["valid"].answers, strict=True)]
-        monkeypatch.setattr("experiments.attentive_reader.EVALUATION_BATCH", 7)
+        monkeypatch.setattr("experiments.attentive_reader.task.EVALUATION_BATCH", 7)
         assert task.evaluate("valid")["error"] == pytest.approx(100 * np.mean(wrong))
 
 

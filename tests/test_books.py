@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ln.config import Mistake
-from ln.data import Missing, books, novels, sha256_of
-from ln.data.book_batches import SameLength, permuted
-from ln.data.books import Book, Books, middles_of, prepared, sentences_of, split_of, words_of
-from ln.data.stories import stories
-from ln.data.vocabulary import UNKNOWN
+from ln.suite.data import Missing, books, novels, sha256_of
+from ln.suite.data.book_batches import SameLength, permuted
+from ln.suite.data.books import Book, Books, middles_of, prepared, sentences_of, split_of, words_of
+from ln.suite.data.stories import stories
+from ln.suite.data.vocabulary import UNKNOWN
+from ln.suite.errors import Mistake
 from tests.test_novels import write_archive
 
 

@@ -11,8 +11,8 @@ import torch
 import torchvision.datasets
 from torchvision.datasets import CIFAR10
 
-from ln.config import Mistake
-from ln.data import Missing, cifar10, mnist, resolve
+from ln.suite.data import Missing, cifar10, mnist, resolve
+from ln.suite.errors import Mistake
 
 FINDERS = {"original": cifar10.original, "embedded": cifar10.embedded}
 PER_FILE = 6

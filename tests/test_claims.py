@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from ln import claims
-from ln.claims import INCONCLUSIVE, NOT_REPRODUCED, NOT_RUN, REPRODUCED, Measured
-from ln.config import Mistake, names
-from ln.plan import wanted
-from ln.report import groups
+from ln.suite.config import names
+from ln.suite.errors import Mistake
+from ln.suite.judging import claims
+from ln.suite.judging.claims import INCONCLUSIVE, NOT_REPRODUCED, NOT_RUN, REPRODUCED, Measured
+from ln.suite.showing.report import groups
+from ln.suite.sweeps.wanted import wanted
 
 
 def run(*values: float, seed: int = 0, status: str = "complete", **info: Any) -> Measured:

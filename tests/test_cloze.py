@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import ln.data.novels
-from ln.config import Mistake
-from ln.data import cloze, sha256_of
-from ln.data.cloze import ENTITY, PLACEHOLDER, Question
+import ln.suite.data.novels
+from ln.suite.data import cloze, sha256_of
+from ln.suite.data.cloze import ENTITY, PLACEHOLDER, Question
+from ln.suite.errors import Mistake
 from tests.test_novels import write_archive
 
 NAMES = ["Anna", "Bertram", "Clara", "Dorian", "Edwin"]
@@ -31,9 +31,9 @@ def novels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("LN_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     path = write_archive(
-        tmp_path / "data" / ln.data.novels.ARCHIVE, {f"book{i}.txt": book(i).encode() for i in range(5)}
+        tmp_path / "data" / ln.suite.data.novels.ARCHIVE, {f"book{i}.txt": book(i).encode() for i in range(5)}
     )
-    monkeypatch.setattr(ln.data.novels, "SHA256", sha256_of(path))
+    monkeypatch.setattr(ln.suite.data.novels, "SHA256", sha256_of(path))
     return path
 
 
@@ -120,7 +120,7 @@ def test_the_prepared_set_is_what_was_built(novels: Path, monkeypatch: pytest.Mo
     source = cloze.substitute()
     assert source.status == "substitute"
     built = source.load()
-    monkeypatch.setattr(ln.data.novels, "texts", lambda archive: pytest.fail("the books were read again"))
+    monkeypatch.setattr(ln.suite.data.novels, "texts", lambda archive: pytest.fail("the books were read again"))
     kept = cloze.substitute().load()
     assert kept.vocabulary.words == built.vocabulary.words
     assert kept.entities == built.entities

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from ln.config import Mistake
-from ln.data import Missing, cnn_questions
-from ln.data.cnn_questions import read_question
+from ln.suite.data import Missing, cnn_questions
+from ln.suite.data.cnn_questions import read_question
+from ln.suite.errors import Mistake
 
 PASSAGE = "@entity1 met @entity0 in @entity2 . they spoke . was it late ? @entity0 left"
 NAMES = "@entity0:Ann\n@entity1:Bob: the second\n@entity2:Oslo\n"

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
-from ln.config import Recipe, differing, identity, identity_hash
+from ln.suite.config import Recipe, differing, identity, identity_hash
 
 SOURCE = {"name": "MNIST", "status": "original", "sha256": "0"}
 

@@ -8,14 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import ln.train
-from experiments import convnet_pictures
-from experiments.convnet import ConvNet, prepared
-from experiments.convnet_network import ConvPool, Layer, MeanOnlyBatchNorm, Settings
-from ln.config import Mistake, Recipe
+import ln.suite.runs.train
+from experiments.convnet import pictures as convnet_pictures
+from experiments.convnet.network import ConvPool, Layer, MeanOnlyBatchNorm, Settings
+from experiments.convnet.task import ConvNet, prepared
 from ln.norms import NormConfig
-from ln.runs import read_metrics
-from ln.train import carry_out
+from ln.suite.config import Recipe
+from ln.suite.errors import Mistake
+from ln.suite.runs.folder import read_metrics
+from ln.suite.runs.train import carry_out
 
 Make = Callable[..., Recipe]
 NORMS = ("none", "batch", "weight", "layer")
@@ -248,7 +249,7 @@ def test_a_run_that_goes_on_does_not_repeat_the_initialization(
         return batch(task, step)
 
     monkeypatch.setattr(ConvNet, "batch", fails_once)
-    monkeypatch.setattr(ln.train, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(ln.suite.runs.train, "CHECKPOINT_SECONDS", 0.0)
     again = recipe(*overrides, f"results={tmp_path}/again")
     with pytest.raises(RuntimeError):
         carry_out(again)

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torchvision.datasets
 
-from ln.config import Mistake
-from ln.data import Missing, Source, made_once, mnist, resolve
+from ln.suite.data import Missing, Source, made_once, mnist, resolve
+from ln.suite.errors import Mistake
 
 
 def idx(array: np.ndarray) -> bytes:

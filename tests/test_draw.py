@@ -15,14 +15,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import ln.train
-from experiments.draw import Draw, DrawTask, Filterbanks, Gaussians, Sample, Settings, spread
-from experiments.draw_cost import step_cost
+import ln.suite.runs.train
+from experiments.draw.cost import step_cost
+from experiments.draw.network import Draw, Filterbanks, Gaussians, Sample, Settings
+from experiments.draw.task import DrawTask, spread
 from ln import NormConfig
-from ln.config import Mistake, Recipe
-from ln.data import Missing, binarized_mnist
-from ln.runs import read_metrics
-from ln.train import carry_out
+from ln.suite.config import Recipe
+from ln.suite.data import Missing, binarized_mnist
+from ln.suite.errors import Mistake
+from ln.suite.runs.folder import read_metrics
+from ln.suite.runs.train import carry_out
 
 Make = Callable[..., Recipe]
 NORMS = ("none", "weight", "layer", "batch")
@@ -341,7 +343,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(
 ) -> None:
     options = ("experiment=draw", "norm=batch", "seed=1")
     whole = timeless(carry_out(recipe(*options)).folder)
-    monkeypatch.setattr(ln.train, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(ln.suite.runs.train, "CHECKPOINT_SECONDS", 0.0)
     again, batch = recipe(*options, f"results={tmp_path}/again"), DrawTask.batch
 
     def failing(task: DrawTask, step: int) -> tuple[Tensor, ...]:

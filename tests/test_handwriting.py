@@ -9,8 +9,7 @@ from hydra import compose, initialize_config_dir
 from scipy.special import logsumexp
 from scipy.stats import bernoulli, multivariate_normal
 
-from experiments.handwriting import Handwriting, padded
-from experiments.handwriting_network import (
+from experiments.handwriting.network import (
     LARGEST_CORRELATION,
     SMALLEST_DEVIATION,
     Network,
@@ -18,10 +17,12 @@ from experiments.handwriting_network import (
     mixture,
     mixture_nll,
 )
+from experiments.handwriting.task import Handwriting, padded
 from ln import NormConfig
-from ln.config import CONFIGS, Mistake, Recipe, recipe_of
-from ln.runs import read_metrics
-from ln.train import carry_out, device_of
+from ln.suite.config import CONFIGS, Recipe, recipe_of
+from ln.suite.errors import Mistake
+from ln.suite.runs.folder import read_metrics
+from ln.suite.runs.train import carry_out, device_of
 
 NORMS = ("none", "batch", "weight", "layer")
 EPS32 = float(np.finfo(np.float32).eps)

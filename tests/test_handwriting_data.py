@@ -8,9 +8,10 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from ln.config import CONFIGS, Mistake, recipe_of
-from ln.data import handwriting, iam_ondb, pen_strokes
-from ln.train import carry_out
+from ln.suite.config import CONFIGS, recipe_of
+from ln.suite.data import handwriting, iam_ondb, pen_strokes
+from ln.suite.errors import Mistake
+from ln.suite.runs.train import carry_out
 from scripts import write
 
 EPS32 = float(np.finfo(np.float32).eps)

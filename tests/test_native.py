@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from ln import reference
-from ln.kernels import native, native_memory
-from ln.kernels.native_memory import Pool
+from ln.kernels.native import backend as native
+from ln.kernels.native import memory as native_memory
+from ln.kernels.native.memory import Pool
 from ln.norms import NormConfig
 from ln.reference import Params, Stats
 
@@ -339,7 +340,7 @@ def run_python(code: str, changed: dict[str, str]) -> str:
     return done.stdout
 
 
-SAY = "from ln.kernels import native; print(native.available())"
+SAY = "from ln.kernels.native import backend; print(backend.available())"
 
 
 def test_without_a_compiler_the_reason_is_said(tmp_path: Path) -> None:
@@ -365,7 +366,7 @@ def test_a_cache_that_others_can_write_is_refused(tmp_path: Path) -> None:
 
 def test_processes_that_start_at_once_compile_once(tmp_path: Path) -> None:
     code = (
-        "from ln.kernels import native_build as b\n"
+        "from ln.kernels.native import build as b\n"
         "run = b._run\n"
         "b._run = lambda command: (print('compiled') if '-c' in command else None, run(command))[1]\n"
         "b.load()\n"
@@ -385,7 +386,7 @@ def test_processes_that_start_at_once_compile_once(tmp_path: Path) -> None:
 def test_the_library_shares_torchs_threads() -> None:
     """One OpenMP runtime in the process; two would each keep their own pool of threads. In a process of its own, since
     other packages bring their own runtime along."""
-    code = "from ln.kernels import native_build; native_build.load(); print(open('/proc/self/maps').read())"
+    code = "from ln.kernels.native import build; build.load(); print(open('/proc/self/maps').read())"
     maps = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert len({path for path in maps if "libgomp" in path or "libiomp5" in path}) == 1
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ln.config import Mistake
-from ln.data import Missing, novels
+from ln.suite.data import Missing, novels
+from ln.suite.errors import Mistake
 
 
 def write_archive(path: Path, texts: dict[str, bytes]) -> Path:

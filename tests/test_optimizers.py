@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from ln.config import Mistake, Train
-from ln.optimizers import AdamAsPublished
-from ln.step import optimizer_of
+from ln.suite.config import Train
+from ln.suite.errors import Mistake
+from ln.suite.optimizers import AdamAsPublished
+from ln.suite.runs.step import optimizer_of
 
 
 def transcribed(start: np.ndarray, gradients: list[np.ndarray], lr: float) -> np.ndarray:
@@ -81,7 +82,9 @@ def test_its_state_goes_through_a_checkpoint() -> None:
 
 def test_a_recipe_can_name_it_and_a_wrong_rate_is_refused() -> None:
     model = torch.nn.Linear(2, 2)
-    asked = Train(batch_size=1, evaluate_every=1, optimizer={"_target_": "ln.optimizers.AdamAsPublished", "lr": 0.5})
+    asked = Train(
+        batch_size=1, evaluate_every=1, optimizer={"_target_": "ln.suite.optimizers.AdamAsPublished", "lr": 0.5}
+    )
     optimizer = optimizer_of(asked, model, torch.device("cpu"))
     assert isinstance(optimizer, AdamAsPublished)
     assert optimizer.param_groups[0]["lr"] == 0.5

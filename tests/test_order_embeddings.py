@@ -11,10 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import experiments.order_embeddings as module
-import experiments.order_embeddings_network as network_module
-from experiments.order_embeddings import OrderEmbeddings, Sentences
-from experiments.order_embeddings_network import (
+import experiments.order_embeddings.network as network_module
+import experiments.order_embeddings.task as module
+from experiments.order_embeddings.network import (
     BLOCK,
     OrderEmbedding,
     OrderViolation,
@@ -24,14 +23,15 @@ from experiments.order_embeddings_network import (
     ranks,
     recalls,
 )
-from experiments.order_embeddings_pictures import ordered_pairs
+from experiments.order_embeddings.pictures import ordered_pairs
+from experiments.order_embeddings.task import OrderEmbeddings, Sentences
 from ln import NormConfig
-from ln.config import Recipe
-from ln.data import Source
-from ln.data.precomp import CAPTIONS, Captioned
-from ln.data.scenes import more_general
-from ln.runs import read_metrics
-from ln.train import carry_out
+from ln.suite.config import Recipe
+from ln.suite.data import Source
+from ln.suite.data.precomp import CAPTIONS, Captioned
+from ln.suite.data.scenes import more_general
+from ln.suite.runs.folder import read_metrics
+from ln.suite.runs.train import carry_out
 
 Make = Callable[..., Recipe]
 NORMS = ("none", "batch", "weight", "layer")

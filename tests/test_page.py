@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ln.claims import Measured, load_claims
-from ln.config import Mistake
-from ln.figures import mean_curve
-from ln.page import Built, curves, pictures, write_page
-from ln.page.found import find_runs
-from ln.report import groups, read_verdicts
+from ln.suite.errors import Mistake
+from ln.suite.judging.claims import Measured, load_claims
+from ln.suite.showing.figures import mean_curve
+from ln.suite.showing.page import Built, curves, pictures, write_page
+from ln.suite.showing.page.found import find_runs
+from ln.suite.showing.report import groups, read_verdicts
 from tests.conftest import ROOT
 from tests.page_results import large_results, metrics_of, small_results, write_run
 
@@ -226,7 +226,7 @@ def rgb(colour: str) -> np.ndarray:
 
 
 def test_contrasts_are_aa_in_both_schemes() -> None:
-    style = (ROOT / "ln" / "page" / "page.css").read_text()
+    style = (ROOT / "ln" / "suite" / "showing" / "page" / "page.css").read_text()
     pair = r"light-dark\((#\w{6}), (#\w{6})\)"
     named = {name: (a, b) for name, a, b in re.findall(rf"--(\w+): {pair}", style)}
     assert rgb(named["raised"][1]).tolist() == list(curves.DARK)  # what the norms' colours are made for

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from ln.claims import load_claims
-from ln.page import Built, curves, write_page
-from ln.report import groups
+from ln.suite.judging.claims import load_claims
+from ln.suite.showing.page import Built, curves, write_page
+from ln.suite.showing.report import groups
 from tests.page_results import large_results, small_results
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

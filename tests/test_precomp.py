@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ln.config import Mistake
-from ln.data import Missing, precomp
-from ln.data.precomp import CAPTIONS, PRECOMP
+from ln.suite.data import Missing, precomp
+from ln.suite.data.precomp import CAPTIONS, PRECOMP
+from ln.suite.errors import Mistake
 from scripts import coco_features
 
 IMAGES = {"train": 4, "valid": 2, "test": 2}

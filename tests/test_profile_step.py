@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.profiler import profile, record_function
 
 from ln import GRU
-from ln.config import Recipe, Train
-from ln.data import Source
-from ln.task import Task
+from ln.suite.config import Recipe, Train
+from ln.suite.data import Source
+from ln.suite.task import Task
 from scripts import profile_step
 from scripts.profile_step import DATA, OPTIMIZER, RECURRENT, REST, STEP, mark_recurrent, measure, parts_of
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from ln import plan
-from ln.config import Mistake, Recipe, names
-from ln.plan import cells, duration, wanted
-from ln.report import conclude, groups, readme_block, terminal_table, with_block
-from ln.train import carry_out
+from ln.suite.config import Recipe, names
+from ln.suite.errors import Mistake
+from ln.suite.runs.train import carry_out
+from ln.suite.showing.report import conclude, groups, readme_block, terminal_table, with_block
+from ln.suite.sweeps import wanted as plan
+from ln.suite.sweeps.wanted import cells, duration, wanted
 from tests.conftest import ROOT
 
 

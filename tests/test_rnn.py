@@ -19,7 +19,7 @@ from torch import nn
 
 import ln
 from ln import GRU, LSTM, RNN, GRUCell, LSTMCell, NormConfig, kernels, recompute_statistics, reference
-from ln.kernels import BACKENDS
+from ln.kernels import BACKENDS, choice
 from tests.recurrent_cases import judge, random_params, usable
 
 FAST = [name for name in BACKENDS if name != "reference"]
@@ -472,7 +472,7 @@ def test_a_backend_that_cannot_run_a_layer_says_so() -> None:
 
 
 def test_the_choice_is_logged_once_and_recorded(caplog: pytest.LogCaptureFixture) -> None:
-    kernels._choose.cache_clear()
+    choice._choose.cache_clear()
     model = GRU(3, 5, backend="torch")
     with caplog.at_level(logging.INFO, logger="ln"):
         model(torch.randn(4, 2, 3))
@@ -486,7 +486,7 @@ def test_the_choice_is_logged_once_and_recorded(caplog: pytest.LogCaptureFixture
 def test_without_a_compiler_auto_takes_torch_and_says_so(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kernels._choose.cache_clear()
+    choice._choose.cache_clear()
     monkeypatch.setattr(kernels.load("native"), "available", lambda: "there is no g++")
     model = LSTM(3, 5)
     with caplog.at_level(logging.WARNING, logger="ln"):
@@ -495,7 +495,7 @@ def test_without_a_compiler_auto_takes_torch_and_says_so(
     assert "not native: there is no g++" in caplog.text
     plain = LSTM(3, 5, norm="none")
     plain(torch.randn(4, 2, 3))
-    kernels._choose.cache_clear()
+    choice._choose.cache_clear()
     assert plain.backend_used == "torch.nn"  # oneDNN's, faster than our loop in Python
 
 

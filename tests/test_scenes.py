@@ -5,9 +5,9 @@ from itertools import pairwise, permutations, product
 import numpy as np
 import pytest
 
-from ln.data import scenes
-from ln.data.precomp import CAPTIONS, SPLITS, Captioned
-from ln.data.scenes import COLOURS, SCENES, SHAPES, SIDE, SIZES, Thing, described, graded, more_general, parsed
+from ln.suite.data import scenes
+from ln.suite.data.precomp import CAPTIONS, SPLITS, Captioned
+from ln.suite.data.scenes import COLOURS, SCENES, SHAPES, SIDE, SIZES, Thing, described, graded, more_general, parsed
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ln.config import Mistake
-from ln.data import Missing, sentence_sets
-from ln.data.sentence_sets import LABELLED, SICK, read_labelled, read_pairs, required
+from ln.suite.data import Missing, sentence_sets
+from ln.suite.data.sentence_sets import LABELLED, SICK, read_labelled, read_pairs, required
+from ln.suite.errors import Mistake
 
 HEADER = "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment\n"
 PAIR = "1\tA boy isn't here\tNobody is here\t3.5\tNEUTRAL"

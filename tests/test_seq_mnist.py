@@ -7,8 +7,9 @@ import torch
 
 from experiments.seq_mnist import Reader, SeqMnist, Settings, norm_for_pixels, pixel_order, shrink
 from ln import NormConfig
-from ln.config import Mistake, Recipe
-from ln.train import carry_out
+from ln.suite.config import Recipe
+from ln.suite.errors import Mistake
+from ln.suite.runs.train import carry_out
 
 
 def test_images_are_averaged_down() -> None:

@@ -12,21 +12,22 @@ import torch
 from scipy.stats import pearsonr, spearmanr
 from sklearn.linear_model import LogisticRegression
 
-import ln.train
-from experiments import skip_thoughts
-from experiments.skip_thoughts import SkipThoughts, SkipThoughtsTask, finished, real
-from experiments.skip_thoughts_evaluation import (
+import ln.suite.runs.train
+from experiments.skip_thoughts import task as skip_thoughts
+from experiments.skip_thoughts.evaluation import (
     Protocol,
     cross_validated,
     pair_features,
     relatedness,
     soft_labels,
 )
+from experiments.skip_thoughts.task import SkipThoughts, SkipThoughtsTask, finished, real
 from ln import NormConfig
-from ln.config import Mistake, Recipe
-from ln.data.vocabulary import EOS, padded
-from ln.runs import read_metrics
-from ln.train import carry_out, device_of
+from ln.suite.config import Recipe
+from ln.suite.data.vocabulary import EOS, padded
+from ln.suite.errors import Mistake
+from ln.suite.runs.folder import read_metrics
+from ln.suite.runs.train import carry_out, device_of
 from scripts import nearest
 
 Make = Callable[..., Recipe]
@@ -265,7 +266,7 @@ def test_resuming_in_the_middle_of_an_epoch_is_identical(
 
     with monkeypatch.context() as patch:
         patch.setattr(SkipThoughtsTask, "batch", batch)
-        patch.setattr(ln.train, "CHECKPOINT_SECONDS", 0.0)
+        patch.setattr(ln.suite.runs.train, "CHECKPOINT_SECONDS", 0.0)
         with pytest.raises(Stop):
             carry_out(recipe(*overrides))
     again = carry_out(recipe(*overrides))

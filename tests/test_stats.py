@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from ln.claims import REPRODUCED, Measured, better, faster
-from ln.stats import Interval, first_reach, mean_interval, proportion_half_width, ratio_interval
+from ln.suite.judging.claims import REPRODUCED, Measured, better, faster
+from ln.suite.judging.stats import Interval, first_reach, mean_interval, proportion_half_width, ratio_interval
 
 SIMULATIONS = 4000
 

@@ -16,10 +16,14 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 
-import ln.sweep
-from ln.config import CONFIGS, Mistake, Recipe, names, recipe_of
-from ln.runs import run_folder
-from ln.sweep import (
+import ln.suite.sweeps.launch
+from ln.suite.config import CONFIGS, Recipe, names, recipe_of
+from ln.suite.errors import Mistake
+from ln.suite.runs.folder import run_folder
+from ln.suite.runs.train import carry_out
+from ln.suite.sweeps.cells import Definition, SweepCell, SweepPlan, definitions, plan
+from ln.suite.sweeps.conclude import closing_lines, sensitivity_figure
+from ln.suite.sweeps.launch import (
     Notes,
     Outcome,
     launcher_arguments,
@@ -30,10 +34,7 @@ from ln.sweep import (
     take_gpu,
     usual_jobs,
 )
-from ln.sweep_plan import Definition, SweepCell, SweepPlan, definitions, plan
-from ln.sweep_results import closing_lines, sensitivity_figure
-from ln.sweep_table import State, Watch, seconds_left, table
-from ln.train import carry_out
+from ln.suite.sweeps.table import State, Watch, seconds_left, table
 
 Make = Callable[..., Recipe]
 FRAGILE = "task=tests.fragile.Fragile"
@@ -129,8 +130,8 @@ def test_after_a_death_the_rest_is_launched_again(tmp_path: Path, monkeypatch: p
         alone.append(cell)
         notes.end(cell.folder, Outcome("failed", "died"))
 
-    monkeypatch.setattr(ln.sweep, "_job", dying)
-    monkeypatch.setattr(ln.sweep, "run_alone", note)
+    monkeypatch.setattr(ln.suite.sweeps.launch, "_job", dying)
+    monkeypatch.setattr(ln.suite.sweeps.launch, "run_alone", note)
     run_cells(SweepPlan(cells, [[]]), [], notes)
     assert len(launched) == 2
     assert alone == [cells[1]]  # not the one that was done, nor those never begun
@@ -153,28 +154,28 @@ def test_slurm_jobs_resume_and_share_out_the_cores_they_asked_for() -> None:
 
 
 def test_cores_are_shared_out_unless_the_user_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ln.sweep, "cores", lambda: 5)
+    monkeypatch.setattr(ln.suite.sweeps.launch, "cores", lambda: 5)
     assert "threads=2" in launcher_arguments("local", 2, [])
     assert "threads=1" in launcher_arguments("local", 8, [])
     assert not any(a.startswith("threads=") for a in launcher_arguments("local", 2, ["threads=4"]))
 
 
 def test_small_runs_go_side_by_side_and_a_gpu_is_one_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ln.sweep, "cores", lambda: 2)
+    monkeypatch.setattr(ln.suite.sweeps.launch, "cores", lambda: 2)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert usual_jobs("laptop", []) == 2
     assert usual_jobs("smoke", []) == usual_jobs("full", []) == usual_jobs("laptop", ["device=cuda"]) == 1
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert usual_jobs("laptop", []) == 1
     assert usual_jobs("laptop", ["device=cuda", "device=cpu"]) == 2
-    monkeypatch.setattr(ln.sweep, "cores", lambda: 64)
+    monkeypatch.setattr(ln.suite.sweeps.launch, "cores", lambda: 64)
     assert usual_jobs("laptop", ["device=cpu"]) == 4
 
 
 def test_every_process_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(ln.sweep.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(ln.sweep, "_gpu_lock", None)
+    monkeypatch.setattr(ln.suite.sweeps.launch.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(ln.suite.sweeps.launch, "_gpu_lock", None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
     with (tmp_path / f"ln-gpu-{os.getuid()}-4.lock").open("a") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
@@ -182,7 +183,7 @@ def test_every_process_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, t
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "6"
         take_gpu()  # the process's next cell stays there
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "6"
-    monkeypatch.setattr(ln.sweep, "_gpu_lock", None)
+    monkeypatch.setattr(ln.suite.sweeps.launch, "_gpu_lock", None)
 
 
 @pytest.mark.parametrize(
@@ -327,7 +328,7 @@ def test_a_sensitivity_sweep_draws_each_norm_and_marks_what_diverged(
             path = run.folder / "run.json"
             path.write_text(json.dumps({**json.loads(path.read_text()), "status": "diverged"}))
     drawn: list[Any] = []
-    monkeypatch.setattr("ln.sweep_results.save", lambda figure, path: drawn.append(figure) or path)
+    monkeypatch.setattr("ln.suite.sweeps.conclude.save", lambda figure, path: drawn.append(figure) or path)
     path = sensitivity_figure(definition, "smoke", tmp_path)
     assert path == tmp_path / "sweeps/learning_rate/figure-smoke.png"
     axis = drawn[0].axes[0]
@@ -337,6 +338,6 @@ def test_a_sensitivity_sweep_draws_each_norm_and_marks_what_diverged(
     assert [bool(y == y) for y in lines["no norm"].get_ydata()] == [True, False]  # no mean where a seed diverged
     assert sum(line.get_marker() == "x" for line in axis.lines) == 1
     assert axis.get_yscale() == "linear"
-    monkeypatch.setattr("ln.sweep_results.WIDE", 1.0)
+    monkeypatch.setattr("ln.suite.sweeps.conclude.WIDE", 1.0)
     sensitivity_figure(definition, "smoke", tmp_path)
     assert drawn[1].axes[0].get_yscale() == "log"

@@ -14,12 +14,13 @@ from typing import Any
 
 import pytest
 
-from ln import mirror, tracking
-from ln.config import Mistake, Recipe
-from ln.mirror import Follower, Mirrored, Place
-from ln.report import conclude
-from ln.tracking import Mirror, mode_of, unmirrored
-from ln.train import carry_out
+from ln.suite.config import Recipe
+from ln.suite.errors import Mistake
+from ln.suite.runs import mirror, tracking
+from ln.suite.runs.mirror import Follower, Mirrored, Place
+from ln.suite.runs.tracking import Mirror, mode_of, unmirrored
+from ln.suite.runs.train import carry_out
+from ln.suite.showing.report import conclude
 from scripts import wandb_sync
 
 Make = Callable[..., Recipe]

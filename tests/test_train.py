@@ -14,16 +14,17 @@ from typing import Any
 import pytest
 import torch
 
-import ln.train
+import ln.suite.runs.train
 from experiments.mnist import Mnist
-from ln.config import Mistake, Recipe, names
-from ln.runs import Run, read_metrics
-from ln.train import carry_out
+from ln.suite.config import Recipe, names
+from ln.suite.errors import Mistake
+from ln.suite.runs.folder import Run, read_metrics
+from ln.suite.runs.train import carry_out
 from tests.conftest import ROOT
 
 Make = Callable[..., Recipe]
 # A loop that writes a checkpoint every 20 ms, so that a kill finds one.
-CHECKPOINTING = "import ln.train as t; t.CHECKPOINT_SECONDS = 0.02; t.main()"
+CHECKPOINTING = "import ln.suite.runs.train as t; t.CHECKPOINT_SECONDS = 0.02; t.main()"
 
 
 def metrics(run: Run) -> list[dict[str, Any]]:
@@ -34,7 +35,7 @@ def timeless(folder: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in r.items() if k != "seconds"} for r in read_metrics(folder / "metrics.jsonl")]
 
 
-def command(results: Path, *overrides: str, code: str = "import ln.train as t; t.main()") -> list[str]:
+def command(results: Path, *overrides: str, code: str = "import ln.suite.runs.train as t; t.main()") -> list[str]:
     fixed = ["profile=smoke", "tracking=disabled", "threads=1", f"results={results}"]
     return [sys.executable, "-c", code, *overrides, *fixed]
 
@@ -139,7 +140,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         return original(self, number)
 
     monkeypatch.setattr(Mnist, "batch", batch)
-    monkeypatch.setattr(ln.train, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(ln.suite.runs.train, "CHECKPOINT_SECONDS", 0.0)
 
 
 def stopped_run(recipe: Make, monkeypatch: pytest.MonkeyPatch, *overrides: str) -> Path:
@@ -179,7 +180,7 @@ def test_a_full_disk_during_a_checkpoint_leaves_the_last_good_one(
 ) -> None:
     folder = stopped_run(recipe, monkeypatch)
     good = (folder / "checkpoint.pt").read_bytes()
-    monkeypatch.setattr(ln.train, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(ln.suite.runs.train, "CHECKPOINT_SECONDS", 0.0)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
@@ -250,12 +251,12 @@ def test_bad_input_is_one_sentence(
     overrides: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ln.train, "failures", [])
+    monkeypatch.setattr(ln.suite.runs.train, "failures", [])
     fixed = ["profile=smoke", "tracking=disabled", "threads=1", f"results={tmp_path}/results"]
     keys = {override.split("=")[0] for override in overrides}
     monkeypatch.setattr(sys, "argv", ["train", *(f for f in fixed if f.split("=")[0] not in keys), *overrides])
     with pytest.raises(SystemExit) as stopped:
-        ln.train.main()
+        ln.suite.runs.train.main()
     assert stopped.value.code == 1
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1, lines

@@ -26,8 +26,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ln import kernels, reference
-from ln.kernels import triton_backend
+from ln import reference
+from ln.kernels.triton import backend as triton_backend
 from ln.norms import CELL_SITES, NormConfig
 from ln.reference import Params, Stats
 from tests.recurrent_cases import GATES, judge, random_params, results
@@ -129,7 +129,8 @@ def test_the_inner_bias_keeps_the_grey_level_of_a_scalar_input(interpreted: Any,
 
 def _judge_in_pieces(cell: str, cfg: NormConfig, given: bool, recompute: bool) -> None:
     """Seven steps in stretches of two and chunks of three: remainders and boundaries of both."""
-    from ln.kernels import triton_layer, triton_loop
+    from ln.kernels.triton import layer as triton_layer
+    from ln.kernels.triton import loop as triton_loop
 
     chunks = triton_layer.Call.chunks
     stretch = triton_loop.STRETCH
@@ -255,7 +256,8 @@ def _capture(graph: _Graph, stream: object, capture_error_mode: str) -> Iterator
 
 def _replay(cell: str) -> None:
     """Calls share a loop's buffers. Whatever those hold before a call, its results are those of plain launches."""
-    from ln.kernels import triton_layer, triton_loop
+    from ln.kernels.triton import layer as triton_layer
+    from ln.kernels.triton import loop as triton_loop
 
     cfg = NormConfig("layer")
     tensors, p = case(cell, cfg, 5, 2, 2, 3)
@@ -306,7 +308,7 @@ def test_import_without_triton_says_why_not() -> None:
     code = """
         import sys
         sys.modules["triton"] = None
-        from ln.kernels import triton_backend
+        from ln.kernels.triton import backend as triton_backend
         print(triton_backend.available())
     """
     done = subprocess.run(
@@ -344,7 +346,7 @@ COMPILE = """
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
-    from ln.kernels import triton_kernels
+    from ln.kernels.triton import kernels as triton_kernels
 
     for name, norm in (("lstm_forward", 1), ("lstm_backward", 2), ("gru_forward", 2), ("gru_backward", 1)):
         kernel = getattr(triton_kernels, name)
@@ -403,7 +405,7 @@ REAL = [
 @pytest.mark.parametrize(("cell", "shape"), REAL, ids=str)
 @pytest.mark.parametrize("name", ["none", "layer", "batch"])
 def test_device_matches_the_reference(monkeypatch: Any, name: str, cell: str, shape: Any, ragged: bool) -> None:
-    monkeypatch.setattr(kernels, "load", lambda _: OnDevice(triton_backend))
+    monkeypatch.setattr("tests.recurrent_cases.load", lambda _: OnDevice(triton_backend))
     tensors, p = case(cell, NormConfig(name), *shape)
     # At gain 1 these random nets are chaotic over many steps, and errors are luck whoever computes.
     p = p._replace(weight_hh=p.weight_hh / 2, gain_hh=None if p.gain_hh is None else p.gain_hh / 4)

@@ -2,7 +2,7 @@
 
 import torch
 
-from ln.data.vocabulary import EOS, UNKNOWN, Vocabulary, padded
+from ln.suite.data.vocabulary import EOS, UNKNOWN, Vocabulary, padded
 
 SENTENCES = [["the", "cat"], ["the", "dog"], ["a", "cat", "the"]]
 

@@ -1,0 +1,127 @@
+"""Convolutional networks (section 6.7): ConvPool-CNN-C on CIFAR-10 after the weight norm recipe, with each norm.
+
+The paper reports in words that layer norm learns faster than no norm and that batch norm does better, and gives a
+reason: units near the image's boundary are rarely on, so that the units of a layer differ in their statistics. Both are
+measured.
+Shapes: B batch, C channels, A side of an image or map.
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from experiments.convnet import pictures
+from experiments.convnet.network import ConvPool, Settings
+from ln.suite.config import Recipe
+from ln.suite.data import Source, cifar10, resolve
+from ln.suite.errors import Mistake
+from ln.suite.showing.figures import LABELS
+from ln.suite.task import Shuffled, Task, stream_seed
+
+CLASSES = 10
+EVALUATION_BATCH = 500
+INITIALIZATION_BATCH = 500  # images of weight norm's data-dependent initialization
+STATISTICS_IMAGES = 1000  # of the test split, for the maps of activations
+LATE_BETA1 = 0.5  # Adam's first beta in the second half of training
+
+
+def prepared(images: Tensor, examples: int, shrink: int) -> Tensor:
+    """The first `examples` (0: all) of uint8 images, scaled and averaged: (N, C, A / shrink, A / shrink) float32."""
+    side = images.shape[-1]
+    if side % shrink:
+        raise Mistake(f"model.shrink={shrink} does not divide the {side} pixels of an image's side")
+    return F.avg_pool2d(cifar10.scaled(images[: examples or None]), shrink)
+
+
+class ConvNet(Task):
+    Settings = Settings
+    # The learning rate and beta1 change on the way, and a captured CUDA graph would hold on to their first values.
+    static_shapes = False
+    model: ConvPool
+
+    def __init__(self, recipe: Recipe, source: Source, device: torch.device):
+        super().__init__(recipe, source, device)
+        pictures: cifar10.Pictures = source.load()
+        settings: Settings = recipe.model
+        images = {
+            split: prepared(part, getattr(settings, f"{split}_examples"), settings.shrink).to(device)
+            for split, part in pictures.images.items()
+        }
+        whiten = cifar10.zca(images["train"], pictures.ridge)
+        self.images = {split: whiten(part) for split, part in images.items()}
+        self.labels = {split: pictures.labels[split][: len(part)].to(device) for split, part in images.items()}
+        self.examples = {split: len(part) for split, part in images.items()}
+        _, channels, side, _ = self.images["train"].shape
+        self.model = ConvPool(channels, side, CLASSES, recipe.norm, settings)
+        self.order = Shuffled(self.examples["train"], recipe.train.batch_size, recipe.seed, device)
+        self.steps_per_epoch = self.order.steps_per_epoch
+        train = recipe.train
+        self.epochs = train.epochs if train.epochs is not None else (train.steps or 0) / self.steps_per_epoch
+
+    @staticmethod
+    def find(request: str) -> Source:
+        finders = {
+            "original": cifar10.original,
+            "substitute": cifar10.substitute,
+            "embedded": cifar10.embedded,
+        }
+        return resolve(request, finders)
+
+    def batch(self, step: int) -> tuple[Tensor, ...]:
+        chosen = self.order.indices(step)
+        return self.images["train"][chosen], self.labels["train"][chosen]
+
+    def schedule(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """In the second half of training the learning rate falls to 0 by equal steps, one an epoch, and beta1 is 0.5.
+
+        Weight norm's data-dependent initialization is done here, before the very first step: a run that goes on from
+        its checkpoint never comes back to it.
+        """
+        if step == 0 and self.recipe.norm.name == "weight":
+            self.initialize()
+        epoch = step // self.steps_per_epoch
+        factor = min(1.0, 2 * (1 - epoch / self.epochs))
+        for group in optimizer.param_groups:
+            group["lr"] = factor * optimizer.defaults["lr"]
+            if "betas" in group:
+                beta1, beta2 = optimizer.defaults["betas"]
+                group["betas"] = (LATE_BETA1 if epoch >= self.epochs / 2 else beta1, beta2)
+
+    def initialize(self) -> None:
+        """Weight norm's initialization on a batch of training images; a function of the seed alone."""
+        seed = stream_seed(self.recipe.seed, "data-dependent initialization")
+        chosen = torch.randperm(self.examples["train"], generator=torch.Generator().manual_seed(seed))
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(seed)
+            self.model.initialize(self.images["train"][chosen[:INITIALIZATION_BATCH].to(self.device)])
+
+    def loss(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        images, labels = batch
+        return {"loss": F.cross_entropy(self.model(images), labels)}
+
+    def evaluate(self, split: str) -> dict[str, float]:
+        """nll in nats and the error in percent."""
+        nll, wrong = 0.0, 0
+        images, labels = self.images[split], self.labels[split]
+        for x, y in zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True):
+            logits = self.model(x)
+            nll += float(F.cross_entropy(logits, y, reduction="sum"))
+            wrong += int((logits.argmax(1) != y).sum())
+        return {"nll": nll / len(labels), "error": 100 * wrong / len(labels)}
+
+    def evaluate_once(self) -> dict[str, float]:
+        """How often the units at the boundary are on, and how much their summed inputs vary, over the same in the
+        centre; means over the layers that reach to the boundary."""
+        maps = pictures.activations(self.model, self.images["test"][:STATISTICS_IMAGES])
+        on, variance = ([pictures.boundary_share(m) for m in per_layer] for per_layer in maps)
+        return {"boundary_on": sum(on) / len(on), "boundary_variance": sum(variance) / len(variance)}
+
+    def draw(self, folder: Path) -> None:
+        if self.recipe.seed == 0:  # one picture per norm is enough
+            images = self.images["test"][:STATISTICS_IMAGES]
+            what = f"{self.recipe.experiment}, {LABELS[self.recipe.norm.name]}"
+            title = f"{what}: {self.source.name} [{self.source.status}], {len(images)} test images"
+            pictures.draw(self.model, images, title, folder / "boundary.png")

@@ -1,0 +1,5 @@
+"""Skip-thoughts (section 6.3, Figure 3 and Table 3)."""
+
+from experiments.skip_thoughts.task import SkipThoughtsTask
+
+__all__ = ["SkipThoughtsTask"]

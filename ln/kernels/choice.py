@@ -1,0 +1,74 @@
+"""The backends of the recurrent layers, and the choice between them.
+
+Every backend is a module with the functions of `ln.reference` (same names, arguments and results), `available()` and
+`supports(cell, cfg, device, dtype)`, each of which gives the reason why not, or None.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import logging
+from types import ModuleType
+
+import torch
+
+from ln.norms import NormConfig
+
+log = logging.getLogger("ln")
+
+BACKENDS = ("reference", "torch", "native", "triton")
+_MODULES = {
+    "reference": "ln.reference",
+    "torch": "ln.kernels.torch.backend",
+    "native": "ln.kernels.native.backend",
+    "triton": "ln.kernels.triton.backend",
+}
+_PREFERENCE = {"cpu": ("native", "torch", "reference"), "cuda": ("triton", "torch", "reference")}
+
+
+def load(backend: str) -> ModuleType:
+    """The module of a backend; ValueError for a name that is none."""
+    if backend not in _MODULES:
+        raise ValueError(f"backend={backend} is not a backend; choose one of auto, {', '.join(BACKENDS)}")
+    return importlib.import_module(_MODULES[backend])
+
+
+def name_of(module: ModuleType) -> str:
+    """The name in BACKENDS of a backend's module."""
+    return next(name for name, path in _MODULES.items() if path == module.__name__)
+
+
+@functools.lru_cache(maxsize=1024)
+def _choose(backend: str, device: torch.device, dtype: torch.dtype, cell: str, cfg: NormConfig) -> ModuleType:
+    layer = f"{cell} with norm={cfg.name} on {device.type} in {str(dtype).removeprefix('torch.')}"
+    if backend != "auto":
+        module = load(backend)
+        reason = module.available() or module.supports(cell, cfg, device, dtype)
+        if reason:
+            raise RuntimeError(f"backend={backend} cannot run {layer}: {reason}; ask for backend=auto or another")
+        log.info("backend %s runs %s, as asked for", backend, layer)
+        return module
+    passed_over: list[tuple[str, str, bool]] = []
+    for name in _PREFERENCE.get(device.type, ("torch", "reference")):
+        module = load(name)
+        missing = module.available()
+        reason = missing or module.supports(cell, cfg, device, dtype)
+        if reason is None:
+            # A faster backend that this machine lacks is worth a warning; one that is not made for this layer is not.
+            level = logging.WARNING if any(lacking for _, _, lacking in passed_over) else logging.INFO
+            why = "; ".join(f"not {other}: {text}" for other, text, _ in passed_over) or "the fastest there is"
+            log.log(level, "backend %s runs %s (%s)", name, layer, why)
+            return module
+        passed_over.append((name, reason, missing is not None))
+    raise AssertionError("the reference runs every layer")
+
+
+def resolve(backend: str, device: torch.device, dtype: torch.dtype, cell: str, cfg: NormConfig) -> ModuleType:
+    """The backend's module for a layer ("lstm", "gru" or "rnn") on a device: the one asked for, or with "auto" the
+    fastest.
+
+    Chosen once for each combination and said in one line of the logger "ln". RuntimeError where a backend was asked for
+    that cannot run such a layer here, ValueError for an unknown name.
+    """
+    return _choose(backend, torch.device(device.type, device.index), dtype, cell, cfg)

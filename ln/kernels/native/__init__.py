@@ -1,0 +1,1 @@
+"""Backend `native`: C++ for the CPU, compiled on first use."""

@@ -1,0 +1,318 @@
+"""Backend `native`: LSTM and GRU in C++ for the CPU (native.cpp), with the signatures of `ln.reference`.
+
+Shapes: T time, B batch, D input, H hidden, G gates (LSTM 4H: i f g o; GRU 3H: r z n). float32 only; first order only.
+Long sequences can be run with recompute=True: only states are stored, and summed inputs are computed again in backward.
+Of sequences with `lengths` only the real steps are computed: the batch is put in order, longest first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ln.kernels.native import build as native_build
+from ln.kernels.native.memory import POOL
+from ln.norms import NormConfig
+from ln.reference import Params, Stats
+
+_SITE_BITS = {"input": 1, "recurrent": 2, "cell": 4}
+_INTEGERS = "T B D H gru columns sites threads groups chunk given_stats external"
+_POINTERS = (
+    "lengths first places x c0 w_ih w_hh b_ih b_hh g_ih g_hh g_c b_c inner hs c ax ah rs"
+    " mean_x var_x mean_h var_h mean_c var_c h_last c_last"
+    " dout dh_last dc_last dx dh0 dc0 dw_ih dw_hh db_ih db_hh dg_ih dg_hh dg_c db_c dinner dax dah work"
+)
+_PARAMETERS = ("w_ih", "w_hh", "b_ih", "b_hh", "g_ih", "g_hh", "g_c", "b_c", "inner")  # the fields of Params, in order
+_STATISTICS = ("mean_x", "var_x", "mean_h", "var_h", "mean_c", "var_c")  # the fields of Stats, in order
+
+_CHUNK_FLOATS = 1 << 20  # of d(ax) in one chunk: what stays in the caches until the weights' gradients have read it
+_SMALL_CHUNK, _SMALL_WEIGHTS = 1 << 18, 1 << 17  # so few, where so many weights leave room in L2 for it beside them
+_MOST_STORED, _CHEAP_STATE = 1 << 24, 256  # beyond so many floats, up to this H, W_hh h is computed again: it is faster
+_CHEAP_INPUT = 16  # up to this D, computing W_ih x again costs less than writing and reading it
+
+
+class _Args(ctypes.Structure):  # struct Args of native.cpp, field by field
+    _fields_ = (
+        [(name, ctypes.c_int64) for name in _INTEGERS.split()]
+        + [("eps", ctypes.c_double)]
+        + [(name, ctypes.c_void_p) for name in _POINTERS.split()]
+    )
+
+
+def available() -> str | None:
+    """None where the library is there or could be compiled (on first use, in seconds), else why not."""
+    try:
+        native_build.load()
+    except native_build.BuildError as error:
+        return str(error)
+    return None
+
+
+def supports(cell: str, cfg: NormConfig, device: torch.device, dtype: torch.dtype) -> str | None:
+    """None where this backend can run such a layer, else why not."""
+    if cell not in ("lstm", "gru"):
+        return f"native has no {cell}"
+    if device.type != "cpu":
+        return f"native runs on the CPU, not on {device.type}"
+    if dtype != torch.float32:
+        return f"native computes in float32, not in {str(dtype).removeprefix('torch.')}"
+    return None
+
+
+class _Order(torch.autograd.Function):
+    """Rows of a batch, dimension -2 of x, put in another order; inverse: the order that undoes it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.order, ctx.inverse = order, inverse
+        return x.index_select(-2, order)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return _Order.apply(grad, ctx.inverse, ctx.order), None, None
+
+
+class _Ragged:
+    """Sequences of lengths (B) up to T, as native.cpp wants them: the longest first."""
+
+    def __init__(self, lengths: Tensor, T: int) -> None:
+        self.lengths, order = lengths.to(torch.int64).sort(descending=True, stable=True)
+        running = torch.arange(T).unsqueeze(1) < self.lengths
+        self.first = F.pad(running.sum(1).cumsum(0), (1, 0))
+        self.places = running.flatten().nonzero()
+        self.orders = (order, order.argsort())
+
+    def sort(self, x: Tensor | None) -> Tensor | None:
+        return None if x is None else _Order.apply(x, *self.orders)
+
+    def restore(self, x: Tensor) -> Tensor:
+        found: Tensor = _Order.apply(x, *reversed(self.orders))
+        return found
+
+
+def _rows(x: Tensor, ragged: _Ragged | None) -> int:
+    """How many rows of x (T, B, D) are computed."""
+    return x.shape[0] * x.shape[1] if ragged is None else len(ragged.places)
+
+
+@dataclass
+class _Call:
+    """One call: what is not a tensor that takes a gradient, and the statistics that came out of it."""
+
+    cell: str
+    cfg: NormConfig
+    ragged: _Ragged | None
+    stats: Stats | None
+    recompute: bool
+    keep: bool  # a backward pass may follow
+    external: bool  # one step: the products are left to torch, which needs no packing of the weights for them
+
+    def args(
+        self, x: Tensor, c0: Tensor | None, params: dict[str, Tensor | None], T: int, B: int, D: int, H: int
+    ) -> _Args:
+        a = _Args(T=T, B=B, D=D, H=H, gru=self.cell == "gru", eps=self.cfg.eps, external=self.external)
+        a.columns = self.cfg.name == "batch"
+        a.sites = sum(_SITE_BITS[site] for site in self.cfg.sites_for(self.cell))
+        a.given_stats = self.stats is not None
+        G = (3 if self.cell == "gru" else 4) * H
+        a.threads = 1 if self.external and B * G < 1 << 16 else torch.get_num_threads()
+        a.chunk = max(1, min(T, (_SMALL_CHUNK if G * (D + H) <= _SMALL_WEIGHTS else _CHUNK_FLOATS) // (B * G)))
+        for name, tensor in {"x": x, "c0": c0, **params}.items():
+            _point(a, name, tensor)
+        if self.ragged is not None:
+            for name in ("lengths", "first", "places"):
+                _point(a, name, getattr(self.ragged, name))
+        return a
+
+
+def _point(a: _Args, name: str, tensor: Tensor | None) -> None:
+    setattr(a, name, None if tensor is None else tensor.data_ptr())
+
+
+def _run(a: _Args, backward: bool) -> None:
+    library = native_build.load()
+    work = POOL.empty(library.ln_work_size(ctypes.byref(a), int(backward)))
+    a.work = work.data_ptr()
+    (library.ln_backward if backward else library.ln_forward)(ctypes.byref(a))
+
+
+@dataclass
+class _Saved:
+    """What a backward pass needs beside the inputs. hs (T+1, B, H) starts with h0 and continues as the output."""
+
+    hs: Tensor
+    c: Tensor | None
+    ax: Tensor | None
+    ah: Tensor | None
+    rs: Tensor | None
+    stats: Stats | None
+    groups: int
+
+
+def _forward(
+    call: _Call, x: Tensor, h0: Tensor, c0: Tensor | None, *parameters: Tensor | None
+) -> tuple[_Saved, list[Tensor]]:
+    params = dict(zip(_PARAMETERS, parameters, strict=True))
+    (T, B, D), H = x.shape, h0.shape[1]
+    a = call.args(x, c0, params, T, B, D, H)
+    G = (3 if a.gru else 4) * H
+    # A thread owns units under batch norm; fewer than 16 of them would leave its vectors empty.
+    a.groups = max(1, min(a.threads, H // 16)) if a.columns and not call.external else 1
+    hs = POOL.empty(T + 1, B, H)
+    hs[0] = h0
+    out = torch.from_numpy(hs.numpy()[1:])  # the same memory, but no view to autograd, so users may change it in place
+    c = None if a.gru else POOL.empty(T, B, H)
+    ax = ah = None
+    if call.external:
+        assert parameters[0] is not None
+        assert parameters[1] is not None
+        ax, ah = F.linear(x[0], parameters[0], params["inner"]), F.linear(h0, parameters[1])
+    elif call.keep and not call.recompute:
+        rows = _rows(x, call.ragged)
+        ah = POOL.empty(rows, G)
+        ax = None if D <= _CHEAP_INPUT else POOL.empty(rows, G)
+    rs = None if a.columns else POOL.empty(T, B, 8)
+    stats = call.stats
+    if a.columns and stats is None:
+        on = [a.sites & bit for bit in (1, 2, 4) for _ in range(2)]
+        stats = Stats(*(torch.zeros(T, G if i < 4 else H) if on[i] else None for i in range(6)))
+    last = [torch.empty(B, H) for _ in range(1 if a.gru else 2)]
+    tensors = {"hs": hs, "c": c, "ax": ax, "ah": ah, "rs": rs, "h_last": last[0], "c_last": last[-1]}
+    for name, tensor in {**tensors, **dict(zip(_STATISTICS, stats or (), strict=False))}.items():
+        _point(a, name, tensor)
+    _run(a, backward=False)
+    return _Saved(hs, c, ax, ah, rs, stats, a.groups), [out, *last]
+
+
+class _Sequence(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, call: _Call, x: Tensor, h0: Tensor, c0: Tensor | None, *parameters: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        saved, outputs = _forward(call, x, h0, c0, *parameters)
+        call.stats, ctx.trained = saved.stats, call.stats is None
+        ctx.call, ctx.saved = call, saved
+        ctx.save_for_backward(x, c0, *parameters, outputs[0])  # the output, so that a change of it in place is noticed
+        ctx.set_materialize_grads(False)
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        call, saved = ctx.call, ctx.saved
+        x, c0, *parameters, _ = ctx.saved_tensors
+        params = dict(zip(_PARAMETERS, parameters, strict=True))
+        (T, B, D), H = x.shape, saved.hs.shape[2]
+        a = call.args(x, c0, params, T, B, D, H)
+        a.groups, a.given_stats = saved.groups, not ctx.trained
+        grads = tuple(None if g is None else g.contiguous() for g in grads)
+        dout, dh_last, dc_last = (*grads, None)[:3]
+        names = ("x", "h0", "c0", *_PARAMETERS)
+        inputs = (x, saved.hs[0], c0, *parameters)
+        found: dict[str, Tensor | None] = {}
+        # What torch computes from d(ax) and d(ah) of a single step is left out here.
+        by_torch = ("x", "w_ih", "w_hh", "inner") if call.external else ()
+        for name, tensor, needed in zip(names, inputs, ctx.needs_input_grad[1:], strict=True):
+            wanted = needed and tensor is not None and name not in by_torch
+            found[name] = POOL.empty(*tensor.shape) if wanted else None
+            _point(a, f"d{name}", found[name])
+        G = params["w_hh"].shape[0]
+        if call.external:
+            dah = torch.empty(B, G)
+            dax = dah if a.sites in (0, 4) and not a.gru else torch.empty(B, G)
+            _point(a, "dax", dax)
+            _point(a, "dah", dah)
+        tensors = {"hs": saved.hs, "c": saved.c, "ax": saved.ax, "ah": saved.ah, "rs": saved.rs}
+        tensors |= {"dout": dout, "dh_last": dh_last, "dc_last": dc_last}
+        for name, tensor in {**tensors, **dict(zip(_STATISTICS, saved.stats or (), strict=False))}.items():
+            _point(a, name, tensor)
+        _run(a, backward=True)
+        if call.external:
+            need = dict(zip(names, ctx.needs_input_grad[1:], strict=True))
+            found["x"] = (dax @ params["w_ih"])[None] if need["x"] else None
+            found["w_ih"] = dax.t() @ x[0] if need["w_ih"] else None
+            found["w_hh"] = dah.t() @ saved.hs[0] if need["w_hh"] else None
+            found["inner"] = dax.sum(0) if need["inner"] else None
+            if found["h0"] is not None:
+                found["h0"].addmm_(dah, params["w_hh"])
+        return (None, *(found[name] for name in names))
+
+
+def _sequence(
+    cell: str,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    p: Params,
+    cfg: NormConfig,
+    lengths: Tensor | None,
+    stats: Stats | None,
+    recompute: bool,
+) -> tuple[list[Tensor], Stats | None]:
+    ragged = None if lengths is None else _Ragged(lengths, len(x))
+    states = (x, h0, c0) if ragged is None else (ragged.sort(t) for t in (x, h0, c0))
+    inputs = [None if t is None else t.contiguous() for t in (*states, *p)]
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    given = None if stats is None else Stats(*(None if s is None else s.detach().contiguous() for s in stats))
+    stored = _rows(x, ragged) * p.weight_hh.shape[0]
+    recompute = recompute or (stored > _MOST_STORED and h0.shape[1] <= _CHEAP_STATE)
+    call = _Call(cell, cfg, ragged, given, recompute, keep, external=x.shape[0] == 1 and ragged is None)
+    if keep:
+        outputs = list(_Sequence.apply(call, *inputs))
+    else:
+        saved, outputs = _forward(call, *inputs)  # type: ignore[arg-type]
+        call.stats = saved.stats
+    return outputs if ragged is None else [ragged.restore(t) for t in outputs], call.stats
+
+
+def lstm(
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    p: Params,
+    cfg: NormConfig,
+    lengths: Tensor | None = None,
+    stats: Stats | None = None,
+    *,
+    recompute: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Stats | None]:
+    """LSTM over a sequence, as `ln.reference.lstm`: x (T, B, D); h0, c0 (B, H) -> (T, B, H), (B, H) x 2, statistics."""
+    (output, h, c), used = _sequence("lstm", x, h0, c0, p, cfg, lengths, stats, recompute)
+    return output, h, c, used
+
+
+def gru(
+    x: Tensor,
+    h0: Tensor,
+    p: Params,
+    cfg: NormConfig,
+    lengths: Tensor | None = None,
+    stats: Stats | None = None,
+    *,
+    recompute: bool = False,
+) -> tuple[Tensor, Tensor, Stats | None]:
+    """GRU over a sequence, as `ln.reference.gru`: x (T, B, D); h0 (B, H) -> (T, B, H), (B, H), statistics."""
+    (output, h), used = _sequence("gru", x, h0, None, p, cfg, lengths, stats, recompute)
+    return output, h, used
+
+
+def lstm_step(
+    x: Tensor, h: Tensor, c: Tensor, p: Params, cfg: NormConfig, stats: Stats | None = None
+) -> tuple[Tensor, Tensor, Stats | None]:
+    """One step of `lstm`: x (B, D); h, c (B, H) -> h, c (B, H), statistics."""
+    (_, h, c), used = _sequence("lstm", x[None], h, c, p, cfg, None, stats, False)
+    return h, c, used
+
+
+def gru_step(
+    x: Tensor, h: Tensor, p: Params, cfg: NormConfig, stats: Stats | None = None
+) -> tuple[Tensor, Stats | None]:
+    """One step of `gru`: x (B, D); h (B, H) -> h (B, H), statistics."""
+    (_, h), used = _sequence("gru", x[None], h, None, p, cfg, None, stats, False)
+    return h, used

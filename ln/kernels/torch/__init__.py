@@ -1,0 +1,1 @@
+"""Backend `torch`: hand-written backward passes in plain PyTorch, for any device."""

@@ -1,0 +1,163 @@
+"""Backend `triton`: LSTM and GRU on CUDA with one matrix product and one fused kernel per step, signatures of
+`ln.reference`.
+
+Shapes: T time, B batch, D input, H hidden, G gates (4H LSTM: i, f, g, o; 3H GRU: r, z, n).
+
+The input term W_ih x and its norm are computed for all steps at once, and so are, after the loop of the backward pass,
+the gradients of all parameters and of x. Computes in float32 whatever the inputs' dtype; whether products may use TF32
+is torch's setting, torch.backends.cuda.matmul (off by default). First order only. Under TRITON_INTERPRET=1 it runs on
+the CPU, slowly.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ln.norms import NormConfig
+from ln.reference import Params, Stats
+
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_MAX_ROWS = _MAX_UNITS = 4096  # triton_loop.TILE, known without triton
+
+
+def _interpreted() -> bool:
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def available() -> str | None:
+    """None where Triton and a CUDA device, or Triton's interpreter, are there; else why not."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if _interpreted():
+        return None
+    if not torch.cuda.is_available():
+        return "torch finds no CUDA device"
+    if torch.cuda.get_device_capability() < (7, 0):
+        return "the CUDA device has a compute capability below 7.0"
+    return None
+
+
+def supports(cell: str, cfg: NormConfig, device: torch.device, dtype: torch.dtype) -> str | None:
+    """None where this backend can run such a layer, else why not."""
+    if cell not in ("lstm", "gru"):
+        return f"triton has no {cell}"
+    if device.type != ("cpu" if _interpreted() else "cuda"):
+        return f"triton runs on {'the CPU under its interpreter' if _interpreted() else 'CUDA'}, not on {device.type}"
+    if dtype not in _DTYPES:
+        return f"triton computes in float32, not in {str(dtype).removeprefix('torch.')}"
+    return None
+
+
+class _Sequence(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, call: Any, x: Tensor, h0: Tensor, c0: Tensor | None, *parameters: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        from ln.kernels.triton.layer import Layer
+
+        outputs, cells, kept = Layer(call, Params(*parameters), x.shape[1]).forward(x, h0, c0)  # type: ignore[arg-type]
+        ctx.call, ctx.stored = call, kept is not None
+        terms = () if kept is None else (*kept[:-1], *kept.x_statistics)
+        ctx.save_for_backward(x, h0, outputs[0], cells, *parameters, *terms)
+        return tuple(outputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *d_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        from ln.kernels.triton.layer import Layer, Terms
+
+        x, h0, output, cells, *others = ctx.saved_tensors
+        n, m = len(Params._fields), len(Terms._fields) - 1
+        kept = Terms._make((*others[n : n + m], others[n + m :])) if ctx.stored else None
+        names = ("x", "h0", "c0", *Params._fields)
+        needed = {name for name, need in zip(names, ctx.needs_input_grad[1:], strict=True) if need}
+        layer = Layer(ctx.call, Params(*others[:n]), x.shape[1])
+        grads = layer.backward(x, h0, output, cells, kept, [d.contiguous() for d in d_outputs], needed)
+        return (None, *(grads.get(name) if name in needed else None for name in names))
+
+
+def _sequence(
+    cell: str, x: Tensor, h0: Tensor, c0: Tensor | None, p: Params, cfg: NormConfig, lengths: Tensor | None,
+    stats: Stats | None, recompute: bool,
+) -> tuple[list[Tensor], Stats | None]:  # fmt: skip
+    from ln.kernels.triton.layer import Call, Layer
+
+    if h0.shape[1] > _MAX_UNITS:
+        raise ValueError(
+            f"the triton backend takes at most {_MAX_UNITS} units, but H = {h0.shape[1]}; use backend=torch"
+        )
+    if cfg.name == "batch" and x.shape[1] > _MAX_ROWS:
+        raise ValueError(
+            f"batch norm in the triton backend takes at most {_MAX_ROWS} rows, but B = {x.shape[1]}; use backend=torch"
+        )
+    inputs = [None if t is None else t.float().contiguous() for t in (x, h0, c0, *p)]
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
+    lengths = None if lengths is None else lengths.to(x.device, torch.int64).contiguous()
+    given = None if stats is None else Stats(*(None if s is None else s.detach().float().contiguous() for s in stats))
+    call = Call(cell, cfg, cfg.sites_for(cell), lengths, given, recompute, keep)
+    if keep:
+        outputs = list(_Sequence.apply(call, *inputs))
+    else:
+        first, h, c, *parameters = inputs
+        outputs, _, _ = Layer(call, Params(*parameters), x.shape[1]).forward(first, h, c)  # type: ignore[arg-type]
+    used = (call.used or stats or Stats()) if cfg.name == "batch" else None
+    return [output.to(x.dtype) for output in outputs], used
+
+
+def lstm(
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    p: Params,
+    cfg: NormConfig,
+    lengths: Tensor | None = None,
+    stats: Stats | None = None,
+    *,
+    recompute: bool = False,
+) -> tuple[Tensor, Tensor, Tensor, Stats | None]:
+    """LSTM over a sequence, as `ln.reference.lstm`: x (T, B, D); h0, c0 (B, H) -> (T, B, H), (B, H), (B, H),
+    statistics.
+
+    ValueError: more than 4096 units, or with batch norm more than 4096 rows.
+    """
+    (output, h, c), used = _sequence("lstm", x, h0, c0, p, cfg, lengths, stats, recompute)
+    return output, h, c, used
+
+
+def gru(
+    x: Tensor,
+    h0: Tensor,
+    p: Params,
+    cfg: NormConfig,
+    lengths: Tensor | None = None,
+    stats: Stats | None = None,
+    *,
+    recompute: bool = False,
+) -> tuple[Tensor, Tensor, Stats | None]:
+    """GRU over a sequence, as `ln.reference.gru`: x (T, B, D); h0 (B, H) -> (T, B, H), (B, H), statistics; errors as in
+    `lstm`.
+    """
+    (output, h), used = _sequence("gru", x, h0, None, p, cfg, lengths, stats, recompute)
+    return output, h, used
+
+
+def lstm_step(
+    x: Tensor, h: Tensor, c: Tensor, p: Params, cfg: NormConfig, stats: Stats | None = None
+) -> tuple[Tensor, Tensor, Stats | None]:
+    """One step of `lstm`: x (B, D); h, c (B, H) -> h, c (B, H), statistics."""
+    (_, h, c), used = _sequence("lstm", x[None], h, c, p, cfg, None, stats, False)
+    return h, c, used
+
+
+def gru_step(
+    x: Tensor, h: Tensor, p: Params, cfg: NormConfig, stats: Stats | None = None
+) -> tuple[Tensor, Stats | None]:
+    """One step of `gru`: x (B, D); h (B, H) -> h (B, H), statistics."""
+    (_, h), used = _sequence("gru", x[None], h, None, p, cfg, None, stats, False)
+    return h, used

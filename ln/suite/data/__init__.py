@@ -1,0 +1,103 @@
+"""Where data comes from: original, else the recipe's declared substitute, else embedded.
+
+A dataset's module offers finders. A finder looks for the files, checks them, and returns a `Source`, or raises
+`Missing` when they are not there. Files that are there but wrong raise `Mistake`: nothing is trained on them, and
+nothing else is taken silently in their place.
+"""
+
+import fcntl
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ln.suite.errors import Mistake
+
+
+class Missing(Exception):
+    """The files are not there; the message names them, where they were looked for and where to get them."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Data that was found and checked, not yet read."""
+
+    name: str  # such as MNIST
+    status: str  # original | substitute | embedded
+    sha256: str  # of the files, or of the recipe that makes embedded data
+    load: Callable[[], Any]
+
+    @property
+    def identity(self) -> dict[str, str]:
+        return {"name": self.name, "status": self.status, "sha256": self.sha256}
+
+
+def data_folders() -> list[Path]:
+    """Where files are looked for: $LN_DATA, then data/."""
+    folders = [Path(os.environ["LN_DATA"])] if os.environ.get("LN_DATA") else []
+    return [*folders, Path("data")]
+
+
+def cache_folder(key: str) -> Path:
+    """A folder of our own for what is unpacked or prepared from data whose folder may be read-only."""
+    root = os.environ.get("LN_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "ln-suite")
+    folder = Path(root).expanduser() / key
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def made_once(path: Path, make: Callable[[Path], object]) -> Path:
+    """`path` in the cache, a file or a folder, written by `make` on first use: of several runs that start at once one
+    makes it, the others wait for it, and what is there is always whole."""
+    if not path.exists():
+        with (path.parent / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not path.exists():
+                with tempfile.TemporaryDirectory(dir=path.parent) as temporary:
+                    unfinished = Path(temporary) / path.name
+                    make(unfinished)
+                    unfinished.rename(path)
+    return path
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_sha256(path: Path, expected: str) -> None:
+    """Raise Mistake when a file is cut short or altered."""
+    found = sha256_of(path)
+    if found != expected:
+        raise Mistake(
+            f"{path} is cut short or altered: its sha256 begins {found[:12]} where {expected[:12]} is expected; "
+            "delete it and get it again"
+        )
+
+
+def resolve(request: str, finders: dict[str, Callable[[], Source]]) -> Source:
+    """The data that `data=<request>` asks for, and one printed line that says which it is.
+
+    `finders` maps a status to its finder, best first. `auto` takes the first that is there.
+
+    Raises:
+        Mistake: the status asked for is not there or is not offered; a file is there but wrong.
+    """
+    if request not in ("auto", *finders):
+        raise Mistake(f"data={request} is not offered here; choose one of auto, {', '.join(finders)}")
+    missing = []
+    for status, find in finders.items():
+        if request not in ("auto", status):
+            continue
+        try:
+            source = find()
+        except Missing as reason:
+            missing.append(str(reason))
+            continue
+        note = f" ({'; '.join(missing)})" if missing else ""
+        print(f"data: {source.name} [{source.status}]{note}", flush=True)
+        return source
+    raise Mistake(f"data={request}: {'; '.join(missing)}")

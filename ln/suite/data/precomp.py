@@ -1,0 +1,185 @@
+"""Captions and fixed image features in the `precomp` layout: one row of features per image, five captions each.
+
+Original: MS-COCO (Karpathy's splits) with the 10-crop VGG-19 features that were published with order embeddings;
+substitute: Flickr8k with features made without a pretrained network. Shapes: N images, D features; caption line 5 i + j
+(from 0) belongs to row i.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ln.suite.data import Missing, Source, check_sha256, data_folders, sha256_of
+from ln.suite.errors import Mistake
+
+CAPTIONS = 5  # of each image
+SPLITS = ("train", "valid", "test")
+NAMES = {"train": "train", "valid": "dev", "test": "test"}  # the layout's own
+COCO_IMAGES = {"train": 113287, "valid": 5000, "test": 5000}  # Karpathy's splits, restval with train
+COCO_FEATURES = 4096
+# Where a split's features and captions are: the precomp layout, and the folders of the published coco.zip.
+PRECOMP = {split: (f"{name}_ims.npy", f"{name}_caps.txt") for split, name in NAMES.items()}
+COCO_ZIP = {
+    split: (f"images/10crop/{name}.npy", f"{name}.txt")
+    for split, name in {"train": "train", "valid": "val", "test": "test"}.items()
+}
+FLICKR8K_NAME = "Flickr8k"
+FLICKR8K = {
+    "train_ims.npy": "68b254294f1f441eac5124db6b5ef5da5bbe8531936574fab21e57ea3d9d7efb",
+    "train_caps.txt": "a3a9f0d5188fe2dbaefac14a5d28e3b7ce6c0cd8d01141f705b9884ac4edd34f",
+    "train_ids.txt": "e330ddd5156a4c2d2e2b67bc587e70e588f2d132bd8a10dc54dcb71e58115d8e",
+    "dev_ims.npy": "3b1c6fcbe57e0e0652cf2ca75c685d0e6a34537f8c5af8dbe4f0f6f08cf065aa",
+    "dev_caps.txt": "bf08774d6636880acc78808b2eb9e868ead6b110772e613012b585d2aa2383e8",
+    "dev_ids.txt": "18ba829f47f6df1cb830bf7f0506e2ddf333818925299babbd1bbcaf50fdc504",
+    "test_ims.npy": "8f51b8d11c80e8ef02e7e9fe3d3a24252cd13a2b28d2471e2768d7842f354e32",
+    "test_caps.txt": "652d8d02243cd2efcc21e0ab2f65e8fc75bdca2b3f35717ba5e06d1a6671226e",
+    "test_ids.txt": "c0924146c131458ceba45da59670fe9520eadce1e5cafffa16a817672a9b1f17",
+}
+
+
+@dataclass(frozen=True)
+class Captioned:
+    """One split: features (N, D) float32, 5 N captions as words, N names, and pictures (N, A, A, 3) uint8 if there
+    are any."""
+
+    features: np.ndarray
+    captions: list[list[str]]
+    names: list[str]
+    pictures: np.ndarray | None = None
+
+
+def read_captions(path: Path) -> list[list[str]]:
+    """The words of each line.
+
+    Raises:
+        Mistake: a line that is empty or not UTF-8.
+    """
+    captions = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            words = line.decode("utf-8").split()
+        except UnicodeDecodeError as error:
+            raise Mistake(
+                f"{path}, line {number}: byte {error.start + 1} is not UTF-8; convert the file to UTF-8"
+            ) from None
+        if not words:
+            raise Mistake(
+                f"{path}, line {number}: the caption is empty; every image needs {CAPTIONS} captions with words"
+            )
+        captions.append(words)
+    return captions
+
+
+def read_features(path: Path) -> np.ndarray:
+    """(N, D) float32.
+
+    Raises:
+        Mistake: not a numpy file, not a matrix of floating point numbers, or a row that is not finite.
+    """
+    try:
+        features = np.load(path)
+    except (ValueError, EOFError, OSError) as error:
+        raise Mistake(f"{path} is not a numpy file: {str(error).splitlines()[0]}") from None
+    if features.ndim != 2 or not np.issubdtype(features.dtype, np.floating):
+        raise Mistake(f"{path} must hold floating point features (N, D), but holds {features.dtype} {features.shape}")
+    features = features.astype(np.float32, copy=False)
+    sums = features.sum(1)  # not finite where any part is not, without a second matrix
+    if not np.isfinite(sums).all():
+        raise Mistake(f"{path}, row {int(np.flatnonzero(~np.isfinite(sums))[0]) + 1}: a feature is not a finite number")
+    return features
+
+
+def read_split(folder: Path, files: tuple[str, str], ids: str | None = None) -> Captioned:
+    """One split; where there is no file `ids` of names, an image is called after its row.
+
+    Raises:
+        Mistake: a file is wrong by itself, or features, captions and names are not as many as each other.
+    """
+    image_path, caption_path = (folder / name for name in files)
+    captions, features = read_captions(caption_path), read_features(image_path)
+    if len(captions) != CAPTIONS * len(features):
+        fitting = min(len(captions), CAPTIONS * len(features)) + 1
+        raise Mistake(
+            f"{caption_path} has {len(captions)} lines where the {len(features)} rows of {image_path.name} need "
+            f"{CAPTIONS * len(features)}: line {fitting} is the first that is {_wrong(captions, features)}"
+        )
+    names = [f"image {row + 1}" for row in range(len(features))]
+    if ids and (folder / ids).exists():
+        names = (folder / ids).read_text(encoding="utf-8").splitlines()
+        if len(names) != len(features):
+            raise Mistake(f"{folder / ids} has {len(names)} lines where {image_path.name} has {len(features)} rows")
+    return Captioned(features, captions, names)
+
+
+def _wrong(captions: list[list[str]], features: np.ndarray) -> str:
+    return "missing" if len(captions) < CAPTIONS * len(features) else "too many"
+
+
+def read(folder: Path, layout: dict[str, tuple[str, str]]) -> dict[str, Captioned]:
+    """All splits; features of different widths raise Mistake."""
+    splits = {split: read_split(folder, layout[split], f"{NAMES[split]}_ids.txt") for split in SPLITS}
+    widths = {split: part.features.shape[1] for split, part in splits.items()}
+    for split, width in widths.items():
+        if width != widths["train"]:
+            raise Mistake(
+                f"{folder / layout[split][0]} has {width} features an image where "
+                f"{layout['train'][0]} has {widths['train']}"
+            )
+    return splits
+
+
+def coco() -> Source:
+    """MS-COCO from the data folders, in either published layout; its captions need an agreement to terms, so it is not
+    downloaded.
+
+    Raises:
+        Missing: it is nowhere.
+        Mistake: some of its files are not there, or the features are not those of Karpathy's splits.
+    """
+    looked = []
+    for folder in (folder / "coco" for folder in data_folders()):
+        if folder.is_dir():
+            layout = COCO_ZIP if (folder / COCO_ZIP["train"][1]).exists() else PRECOMP
+            names = [name for split in SPLITS for name in layout[split]]
+            for name in names:
+                if not (folder / name).exists():
+                    raise Mistake(f"{folder} has no {name}, which COCO's layout needs; add it, or move the folder away")
+            for split in SPLITS:
+                _check_coco_shape(folder / layout[split][0], COCO_IMAGES[split])
+            key = hashlib.sha256("".join(sha256_of(folder / name) for name in names).encode()).hexdigest()
+            return Source("MS-COCO", "original", key, partial(read, folder, layout))
+        looked.append(str(folder))
+    raise Missing(
+        f"MS-COCO with VGG-19 features (train_ims.npy, train_caps.txt and so for dev and test, or the published "
+        f"coco.zip) is not in {' or '.join(looked)}; `python -m scripts.coco_features --help` says how to make it"
+    )
+
+
+def _check_coco_shape(path: Path, images: int) -> None:
+    try:
+        shape = np.load(path, mmap_mode="r").shape
+    except (ValueError, EOFError, OSError) as error:
+        raise Mistake(f"{path} is not a numpy file: {str(error).splitlines()[0]}") from None
+    if shape != (images, COCO_FEATURES):
+        raise Mistake(f"{path} holds {shape} where COCO's split has ({images}, {COCO_FEATURES}) features")
+
+
+def flickr8k() -> Source:
+    """Flickr8k from the data folders.
+
+    Raises:
+        Missing: it is nowhere.
+        Mistake: a file is cut short or altered.
+    """
+    looked = []
+    for folder in (folder / "flickr8k" for folder in data_folders()):
+        if all((folder / name).exists() for name in FLICKR8K):
+            for name, sha256 in FLICKR8K.items():
+                check_sha256(folder / name, sha256)
+            key = hashlib.sha256("".join(FLICKR8K.values()).encode()).hexdigest()
+            return Source(FLICKR8K_NAME, "substitute", key, partial(read, folder, PRECOMP))
+        looked.append(str(folder))
+    raise Missing(f"Flickr8k in the precomp layout ({', '.join(FLICKR8K)}) is not in {' or '.join(looked)}")

@@ -1,0 +1,124 @@
+"""One training step, plain or as a captured CUDA graph, and the running means of what it returns."""
+
+from typing import Any
+
+import torch
+from hydra.utils import get_class
+from torch import Tensor
+
+from ln.suite.config import Train
+from ln.suite.errors import Mistake
+from ln.suite.task import Task
+
+GRAPH_WARMUP_STEPS = 3
+
+
+def optimizer_of(train: Train, model: torch.nn.Module, device: torch.device) -> torch.optim.Optimizer:
+    arguments = dict(train.optimizer)
+    try:
+        kind = get_class(arguments.pop("_target_"))
+        optimizer = kind(model.parameters(), **arguments)
+    except Exception as error:  # whatever a class of the user's choice says of its arguments
+        raise Mistake(f"train.optimizer: {str(error).splitlines()[0]}") from error
+    if device.type == "cuda":
+        for group in optimizer.param_groups:
+            if "capturable" in group:
+                group["capturable"] = True  # its step count lives on the device, as CUDA graphs need
+    return optimizer
+
+
+class Step:
+    """Loss, backward, clip and update; on CUDA, after a few steps, captured once and replayed as one graph."""
+
+    def __init__(self, task: Task, optimizer: torch.optim.Optimizer, train: Train):
+        self.task, self.optimizer, self.train = task, optimizer, train
+        self.parameters = [p for p in task.model.parameters() if p.requires_grad]
+        self.names: list[str] = []
+        self.taken = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.static_batch: tuple[Tensor, ...] = ()
+        self.static_values = torch.empty(0)
+        self.can_graph = task.device.type == "cuda" and task.static_shapes
+
+    def __call__(self, batch: tuple[Tensor, ...]) -> Tensor:
+        """(K,) the scalars that the task's loss names, detached, in the order of `names`."""
+        self.taken += 1
+        if not self.can_graph:
+            return self._eager(batch)
+        if self.graph is not None:
+            for static, new in zip(self.static_batch, batch, strict=True):
+                static.copy_(new, non_blocking=True)
+            self.graph.replay()
+            return self.static_values.clone()
+        if self.taken <= GRAPH_WARMUP_STEPS:
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                values = self._eager(batch)
+            torch.cuda.current_stream().wait_stream(side)
+            return values
+        self.static_batch = tuple(part.clone() for part in batch)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.static_values = self._eager(self.static_batch)
+        self.graph.replay()
+        return self.static_values.clone()
+
+    def _eager(self, batch: tuple[Tensor, ...]) -> Tensor:
+        losses = self.task.loss(batch)
+        self.names = list(losses)
+        # The gradients' memory is kept, so that a captured graph writes where the optimizer reads.
+        self.optimizer.zero_grad(set_to_none=not self.can_graph)
+        losses["loss"].backward()
+        self._clip()
+        self.optimizer.step()
+        return torch.stack([value.detach() for value in losses.values()])
+
+    def _clip(self) -> None:
+        limit = self.train.clip_norm
+        if limit is None:
+            return
+        if self.train.clip_per_tensor:
+            for parameter in self.parameters:
+                torch.nn.utils.clip_grad_norm_(parameter, limit)
+        else:
+            torch.nn.utils.clip_grad_norm_(self.parameters, limit)
+
+
+class Means:
+    """Running means of the training scalars since the last evaluation, in float64, and the first step that is not
+    finite."""
+
+    def __init__(self) -> None:
+        self.pending: list[Tensor] = []
+        self.sums: Tensor | None = None
+        self.count = 0
+
+    def add(self, values: Tensor) -> None:
+        self.pending.append(values)
+
+    def flush(self, step: int) -> int | None:
+        """Take in what is pending up to and including `step`; the first step that is not finite, or None."""
+        if not self.pending:
+            return None
+        values = torch.stack(self.pending).double().cpu()  # (N, K)
+        self.pending = []
+        finite = values.isfinite().all(1)
+        if not finite.all():
+            return step - len(finite) + 1 + int(finite.logical_not().nonzero()[0])
+        self.sums = values.sum(0) if self.sums is None else self.sums + values.sum(0)
+        self.count += len(values)
+        return None
+
+    def take(self, names: list[str]) -> dict[str, float]:
+        means = {} if self.sums is None else dict(zip(names, (self.sums / self.count).tolist(), strict=True))
+        self.sums, self.count = None, 0
+        return means
+
+    def state(self) -> dict[str, Any]:
+        # Pending values as they are: taking them in early would group the float64 sum otherwise and change its bits.
+        return {"pending": self.pending, "sums": self.sums, "count": self.count}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.pending, self.count = state["pending"], state["count"]
+        self.sums = state["sums"].cpu() if state["sums"] is not None else None

@@ -1,0 +1,338 @@
+"""The one training loop, and the command `python -m ln.train experiment=... norm=... seed=...`.
+
+A run goes on from its checkpoint with the same random numbers and the same data, so that a run killed anywhere and
+started again writes the metrics.jsonl of an undisturbed one.
+"""
+
+import math
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from ln.suite.config import CONFIGS, Recipe, check_choices, for_jobs, imported, not_composed, recipe_of
+from ln.suite.errors import Mistake, fail
+from ln.suite.runs import tracking
+from ln.suite.runs.folder import COMPLETE, DIVERGED, FAILED, INTERRUPTED, RUNNING, Run, peak_memory_bytes, provenance
+from ln.suite.runs.step import Means, Step, optimizer_of
+from ln.suite.task import Task, stream_seed
+
+FLUSH_STEPS = 100  # losses are looked at this often, so that a GPU is not made to wait at every step
+CHECKPOINT_SECONDS = 60.0
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, after the state was saved."""
+
+
+def device_of(request: str) -> torch.device:
+    if request == "cuda" and not torch.cuda.is_available():
+        raise Mistake("device=cuda, but torch sees no CUDA device here; use device=cpu or device=auto")
+    if request == "auto":
+        request = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(request)
+
+
+@contextmanager
+def evaluation(task: Task, seed: int) -> Iterator[None]:
+    """Evaluation mode, no gradients, and random numbers of its own, so that evaluating changes no training step."""
+    devices = [task.device] if task.device.type == "cuda" else []
+    task.model.eval()
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+    task.model.train()
+
+
+@contextmanager
+def stop_requests() -> Iterator[list[int]]:
+    """Collects Ctrl-C and SIGTERM so that the loop can stop between two steps; a second Ctrl-C stops at once."""
+    received: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+        signal.signal(number, signal.default_int_handler)
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: whoever started it decides
+        before = {}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Loop:
+    """State of one run being trained: what a checkpoint holds."""
+
+    def __init__(self, recipe: Recipe, run: Run, task: Task, optimizer: torch.optim.Optimizer):
+        self.recipe, self.run, self.task, self.optimizer = recipe, run, task, optimizer
+        unit = task.steps_per_epoch if recipe.train.epochs is not None else 1
+        length = recipe.train.epochs if recipe.train.epochs is not None else recipe.train.steps
+        assert length is not None
+        self.last_step = max(1, round(length * unit))
+        self.every = recipe.train.evaluate_every * unit  # may be a fraction of an epoch
+        self.step = 0
+        self.means = Means()
+        self.best: dict[str, Any] = {"value": None, "step": 0, "model": None}
+        self.seconds = 0.0
+        self.one = Step(task, optimizer, recipe.train)
+
+    def evaluation_due(self) -> bool:
+        return self.step == self.last_step or math.floor(self.step / self.every) > math.floor(
+            (self.step - 1) / self.every
+        )
+
+    def checkpoint(self) -> None:
+        cuda = self.task.device.type == "cuda"
+        self.run.save_checkpoint(
+            {
+                "step": self.step,
+                "model": self.task.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "rng": torch.get_rng_state(),
+                "cuda_rng": torch.cuda.get_rng_state(self.task.device) if cuda else None,
+                "means": self.means.state(),
+                "names": self.one.names,
+                "best": self.best,
+                "seconds": self.seconds,
+            }
+        )
+
+    def resume(self) -> None:
+        state = self.run.load_checkpoint(self.task.device)
+        if state is None:
+            return
+        self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
+        self.task.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"].cpu())
+        if state["cuda_rng"] is not None:
+            torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.task.device)
+        self.means.load(state["means"])
+        self.one.names = state["names"]
+        print(f"{self.run.folder}: going on from step {self.step} of {self.last_step}", flush=True)
+
+    def evaluate(self, splits: tuple[str, ...]) -> dict[str, float]:
+        with evaluation(self.task, stream_seed(self.recipe.seed, "evaluate", self.step)):
+            return {f"{split}_{name}": value for split in splits for name, value in self.task.evaluate(split).items()}
+
+    def evaluate_once(self) -> dict[str, float]:
+        with evaluation(self.task, stream_seed(self.recipe.seed, "evaluate once")):
+            return {f"test_{name}": value for name, value in self.task.evaluate_once().items()}
+
+    def record(self, metrics: dict[str, float], **more: Any) -> dict[str, Any]:
+        record = {"step": self.step, "epoch": round(self.step / self.task.steps_per_epoch, 6), **more}
+        record |= {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        record["seconds"] = round(self.seconds, 3)
+        self.run.append(record)
+        return record
+
+    def keep_if_best(self, metrics: dict[str, float]) -> None:
+        select = self.recipe.train.select
+        if select.metric not in metrics:
+            raise Mistake(f"train.select.metric={select.metric} is not measured; choose one of {', '.join(metrics)}")
+        value, best = metrics[select.metric], self.best["value"]
+        if best is None or (value < best if select.direction == "lower" else value > best):
+            model = {name: tensor.detach().clone() for name, tensor in self.task.model.state_dict().items()}
+            self.best = {"value": value, "step": self.step, "model": model}
+
+
+def train(recipe: Recipe, run: Run, task: Task) -> None:
+    """Train to the end, evaluating on the way, and evaluate the test split once on the checkpoint that validation
+    chose."""
+    loop = Loop(recipe, run, task, optimizer_of(recipe.train, task.model, task.device))
+    torch.manual_seed(stream_seed(recipe.seed, "train"))
+    loop.resume()
+    run.write(RUNNING, last_step=loop.last_step)
+    tracking.begin(run)
+    select = recipe.train.select.metric
+    task.model.train()
+    bar = tqdm(
+        total=loop.last_step, initial=loop.step, desc=f"{recipe.experiment} {recipe.norm.name} seed {recipe.seed}",
+        disable=not sys.stderr.isatty(), unit="step", dynamic_ncols=True,
+    )  # fmt: skip
+    begun, first_step = time.perf_counter() - loop.seconds, loop.step
+    trained_seconds, checkpointed = 0.0, time.perf_counter()
+    with bar, stop_requests() as stop:
+        while loop.step < loop.last_step:
+            started = time.perf_counter()
+            task.schedule(loop.step, loop.optimizer)
+            loop.means.add(loop.one(task.batch(loop.step)))
+            loop.step += 1
+            bar.update()
+            due = loop.evaluation_due()
+            if due or loop.step % FLUSH_STEPS == 0:
+                bad = loop.means.flush(loop.step)
+                if bad is not None:
+                    diverged(loop, bad, bar)
+                    return
+            now = time.perf_counter()
+            loop.seconds, trained_seconds = now - begun, trained_seconds + now - started
+            if due:
+                means = {f"train_{name}": value for name, value in loop.means.take(loop.one.names).items()}
+                metrics = means | loop.evaluate(task.curve_splits)
+                if not all(math.isfinite(value) for value in metrics.values()):
+                    diverged(loop, loop.step, bar)
+                    return
+                loop.keep_if_best(metrics)
+                loop.record(metrics)
+                bar.set_postfix_str(f"{select} {metrics[select]:.4g}")
+                if bar.disable:
+                    report(loop, metrics, first_step, trained_seconds)
+            if stop or time.perf_counter() - checkpointed > CHECKPOINT_SECONDS:
+                loop.checkpoint()
+                checkpointed = time.perf_counter()
+                if stop:
+                    raise Interrupted(f"{run.folder}: stopped at step {loop.step}; the same command goes on from there")
+    task.model.load_state_dict(loop.best["model"])
+    torch.save(loop.best["model"], run.folder / "best.pt")
+    final = loop.evaluate(("test",)) | loop.evaluate_once() | {select: loop.best["value"]}
+    loop.record(final, final=True, best_step=loop.best["step"])
+    run.finish(
+        COMPLETE,
+        final=final,
+        best_step=loop.best["step"],
+        steps=loop.last_step,
+        seconds=round(loop.seconds, 3),
+        steps_per_second=round((loop.last_step - first_step) / max(trained_seconds, 1e-9), 3),
+        peak_memory_bytes=peak_memory_bytes(task.device),
+        backend=task.backend,
+        examples=task.examples,
+    )
+    with evaluation(task, stream_seed(recipe.seed, "draw")):
+        task.draw(run.folder)
+
+
+def diverged(loop: Loop, step: int, bar: tqdm) -> None:
+    """A loss that is not finite ends the run; it is a result that the verdicts count."""
+    loop.step = step
+    loop.record({}, diverged=True)
+    loop.run.finish(DIVERGED, diverged_at=step, seconds=round(loop.seconds, 3), backend=loop.task.backend)
+    bar.write(f"{loop.run.folder}: diverged, the loss is not finite at step {step}")
+
+
+def report(loop: Loop, metrics: dict[str, float], first_step: int, seconds: float) -> None:
+    """A plain line for an evaluation, where there is no terminal to draw a bar on."""
+    recipe, speed = loop.recipe, (loop.step - first_step) / max(seconds, 1e-9)
+    left = (loop.last_step - loop.step) / speed
+    values = " ".join(f"{name}={value:.4g}" for name, value in metrics.items())
+    print(
+        f"{recipe.experiment} {recipe.norm.name} seed {recipe.seed}: step {loop.step}/{loop.last_step} {values} "
+        f"({speed:.3g} steps/s, {left:.0f} s left)",
+        flush=True,
+    )
+
+
+def carry_out(recipe: Recipe) -> Run:
+    """Carry out one recipe: train it, go on with it, or see that it is done.
+
+    Raises:
+        Mistake: the recipe cannot be carried out; nothing already measured is lost.
+    """
+    device = device_of(recipe.device)
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
+    kind: type[Task] = imported(recipe.task)
+    source = kind.find(recipe.data)
+    run = Run.open(recipe, source.identity)
+    try:
+        if run.done:
+            print(f"{run.folder}: already {run.info['status']}, skipped (RESULTS=<folder> runs it afresh elsewhere)")
+            tracking.begin_done(run)
+            return run
+        run.write(
+            RUNNING, data=source.identity, device=device.type, threads=torch.get_num_threads(), **provenance(device)
+        )
+        (run.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(recipe)))
+        torch.manual_seed(stream_seed(recipe.seed, "init"))
+        task = kind(recipe, source, device)
+        task.model.to(device)
+        train(recipe, run, task)
+    except KeyboardInterrupt:
+        run.write(INTERRUPTED)
+        raise
+    except Exception as error:
+        if not isinstance(error, Mistake):
+            error.log = run.folder / "error.log"  # type: ignore[attr-defined]
+            error.log.write_text(traceback.format_exc())  # type: ignore[attr-defined]
+        run.write(FAILED, error=one_sentence(error))
+        raise
+    finally:
+        run.close()
+        tracking.end()
+    return run
+
+
+BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+failures: list[Exception] = []  # of this process's jobs, each already said; the sweep went on
+
+
+@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
+def job(composed: DictConfig) -> str:
+    """One run of a sweep. A run that fails says why and leaves the sweep's other runs to go on."""
+    try:
+        return str(carry_out(recipe_of(composed)).folder)
+    except Exception as error:
+        print(f"error: {one_sentence(error)}", file=sys.stderr, flush=True)
+        if HydraConfig.get().launcher._target_ != BASIC_LAUNCHER:
+            raise  # in another process: Hydra carries it home
+        failures.append(error)
+        return ""
+
+
+def one_sentence(error: Exception) -> str:
+    """A Mistake says all there is to say; of anything else the traceback is in the run's error.log."""
+    if isinstance(error, Mistake):
+        return str(error)
+    where = getattr(error, "log", None)
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}" + (
+        f" (see {where})" if where else ""
+    )
+
+
+def run() -> bool:
+    """Compose `sys.argv` with Hydra and carry it out; whether a job failed (each has said why).
+
+    Raises:
+        Mistake: what was asked for cannot be composed.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # hands exceptions to us instead of printing tracebacks
+    check_choices(sys.argv[1:])
+    if {"-m", "--multirun"} & {*sys.argv}:
+        sys.argv[1:] = for_jobs(sys.argv[1:])
+    try:
+        job()
+    except HydraException as error:
+        raise not_composed(error) from error
+    except KeyboardInterrupt as interrupt:
+        print(
+            f"\n{str(interrupt) or 'interrupted; the same command goes on from the last checkpoint'}", file=sys.stderr
+        )
+        sys.exit(130)
+    return bool(failures)
+
+
+def main() -> None:
+    try:
+        failed = run()
+    except Mistake as mistake:
+        fail(mistake)
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()

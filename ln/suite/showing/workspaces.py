@@ -1,0 +1,190 @@
+"""Workspaces and reports in W&B, built from the claims files: the paper's figures as panels, its numbers as text.
+
+One workspace per experiment, one report per claims file. A run's group is `<experiment>/<profile>` and its job type its
+norm (runs/mirror.py), so a panel's lines are norms, averaged over seeds, with a band of one standard deviation.
+"""
+
+import contextlib
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import wandb_workspaces.expr as expr
+import wandb_workspaces.reports.v2 as wr
+import wandb_workspaces.workspaces as ws
+
+from ln.suite.config import names
+from ln.suite.judging.claims import load_claims
+from ln.suite.runs.mirror import PROJECT
+from ln.suite.showing.figures import COLOURS, X_LABELS
+from ln.suite.showing.report import WORDS, read_verdicts
+
+Panel = dict[str, Any]
+
+
+def line_plot(panel: Panel, x: str) -> wr.LinePlot:
+    """A panel of a claims file's figure, against step, epoch or seconds."""
+    low, high = panel.get("ylim", (None, None))
+    return wr.LinePlot(
+        title=panel.get("title", panel["metric"]),
+        x=x,
+        y=[panel["metric"]],
+        range_y=(low, high),
+        log_x=panel.get("log_x") or None,
+        log_y=panel.get("log") or None,
+        title_x=X_LABELS[x],
+        title_y=panel.get("ylabel", panel["metric"]),
+        groupby="JobType",
+        groupby_aggfunc="mean",
+        groupby_rangefunc="stddev",
+        max_runs_to_show=100,
+    )
+
+
+def plots(panels: list[Panel], x: str | None = None) -> list[Any]:
+    """The panels against their own x, or each metric once against another."""
+    if x is None:
+        return [line_plot(panel, panel.get("x", "step")) for panel in panels]
+    once = {panel["metric"]: {**panel, "title": panel["metric"], "log_x": False} for panel in panels}
+    return [line_plot(panel, x) for panel in once.values()]
+
+
+def pictures(results: str | Path, profile: str, experiment: str) -> list[str]:
+    """Media keys of the pictures that an experiment's runs have drawn."""
+    found = Path(results, profile, experiment).glob("*/*/*.png")
+    return sorted({f"pictures/{path.stem}" for path in found})
+
+
+def published(document: dict[str, Any], experiment: str) -> str:
+    """The published numbers of an experiment as a Markdown table."""
+    default = document["runs"]["experiments"][0]
+    lines = ["| Claim | Source | Published |", "|---|---|---|"]
+    for claim in document["claims"]:
+        if claim.get("experiment", default) == experiment:
+            number = claim.get("published_text", claim.get("published", "in words"))
+            lines.append(f"| {claim['sentence']} | {claim['source']} | {number} |")
+    return "\n".join(lines)
+
+
+def verdict_table(group: str, profile: str, results: str | Path) -> str:
+    """The verdicts on disk as a Markdown table, or a sentence where nothing is judged yet."""
+    verdicts = read_verdicts(Path(results) / profile / group)
+    if not verdicts:
+        return f"Not judged yet at profile {profile}: `make verdict-{group.replace('_', '-')} PROFILE={profile}`."
+    lines = ["| Claim | Published | Measured (95 % interval) | Verdict | Data, seeds |", "|---|---|---|---|---|"]
+    for v in verdicts:
+        data = f"{v['data'] or '-'}, {len(v['seeds'])}"
+        row = (v["sentence"], v["published"], v["measured"] or v["reason"], WORDS[v["verdict"]], data)
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def workspace(group: str, experiment: str, profile: str, results: str | Path, entity: str) -> ws.Workspace:
+    """The figure's panels of one experiment, the same against iteration and seconds, its pictures, its numbers."""
+    document = load_claims(group)
+    panels = panels_of(document, experiment)
+    sections = [
+        ws.Section(name=document["figure_of_paper"], panels=plots(panels), is_open=True, pinned=True),
+        ws.Section(name="Against iteration", panels=plots(panels, "step")),
+        ws.Section(name="Against seconds", panels=plots(panels, "seconds")),
+        ws.Section(
+            name="Published and judged",
+            panels=[
+                wr.MarkdownPanel(markdown=published(document, experiment)),
+                wr.MarkdownPanel(markdown=verdict_table(group, profile, results)),
+            ],
+            is_open=True,
+        ),
+    ]
+    keys = pictures(results, profile, experiment)
+    if keys:
+        sections.append(ws.Section(name="Pictures", panels=[wr.MediaBrowser(media_keys=keys)]))
+    return ws.Workspace(
+        entity=entity,
+        project=PROJECT,
+        name=f"{experiment} ({profile})",
+        sections=sections,
+        settings=ws.WorkspaceSettings(x_axis="step", max_runs=100),
+        runset_settings=ws.RunsetSettings(
+            filters=expr.And(expr.Metric("Group") == f"{experiment}/{profile}"),
+            groupby=[expr.Metric("JobType")],
+            group_colors={norm: colour for norm, colour in COLOURS.items()},
+        ),
+    )
+
+
+def report(group: str, profile: str, results: str | Path, entity: str, *, saved: bool) -> wr.Report:
+    """A claims file as a page: its verdicts, then for each experiment its panels beside the published numbers.
+
+    A report that is to be `saved` names its runs' project, which wandb-workspaces looks up in W&B.
+    """
+    document = load_claims(group)
+    command = f"`make reproduce-{group.replace('_', '-')} PROFILE={profile}`"
+    blocks: list[Any] = [
+        wr.MarkdownBlock(f"{document['figure_of_paper']}, at profile {profile}: {command}"),
+        wr.H2("Verdicts"),
+        wr.MarkdownBlock(verdict_table(group, profile, results)),
+    ]
+    for experiment in document["runs"]["experiments"]:
+        runs = wr.Runset(
+            entity=entity if saved else "",
+            project=PROJECT if saved else "",
+            name=experiment,
+            filters=expr.And(expr.Metric("Group") == f"{experiment}/{profile}"),
+            groupby=["JobType"],
+        )
+        keys = pictures(results, profile, experiment)
+        media = [wr.MediaBrowser(media_keys=keys)] if keys else []
+        colours: Any = {
+            wr.RunsetGroup(experiment, (wr.RunsetGroupKey(wr.Metric("JobType"), norm),)): colour
+            for norm, colour in COLOURS.items()
+        }
+        panels = plots(panels_of(document, experiment))
+        blocks += [
+            wr.H2(experiment),
+            wr.MarkdownBlock(published(document, experiment)),
+            wr.PanelGrid(runsets=[runs], panels=[*panels, *media], custom_run_colors=colours),
+        ]
+    blocks += [wr.H2("Deviations"), wr.MarkdownBlock("\n".join(f"- {line}" for line in document["deviations"]))]
+    return wr.Report(project=PROJECT, entity=entity, title=f"{document['title']} ({profile})", blocks=blocks)
+
+
+def panels_of(document: dict[str, Any], experiment: str) -> list[Panel]:
+    """The figure's panels of an experiment; a variant that has none is looked at as the first experiment is."""
+    default = document["runs"]["experiments"][0]
+    panels = document["figure"]["panels"]
+    own = [panel for panel in panels if panel.get("experiment", default) == experiment]
+    return own or [panel for panel in panels if panel.get("experiment", default) == default]
+
+
+def write_json(group: str, profile: str, results: str | Path, folder: Path) -> list[Path]:
+    """What would be sent to W&B, as JSON files; nothing is sent."""
+    models = {f"{group}.report": report(group, profile, results, "entity", saved=False)._to_model()}
+    for experiment in load_claims(group)["runs"]["experiments"]:
+        models[f"{experiment}.workspace"] = workspace(group, experiment, profile, results, "entity")._to_model()
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, model in models.items():
+        path = folder / f"{name}.json"
+        text = model.model_dump_json(by_alias=True, exclude_none=True)
+        path.write_text(json.dumps(json.loads(text), indent=1) + "\n")
+        written.append(path)
+    return written
+
+
+def save(group: str, profile: str, results: str | Path, entity: str) -> list[str]:
+    """Put a claims file's workspaces and report into W&B; returns their addresses."""
+    with contextlib.redirect_stderr(io.StringIO()):  # the library prints each address as well
+        saved = [report(group, profile, results, entity, saved=True).save().url]
+        for experiment in load_claims(group)["runs"]["experiments"]:
+            saved.append(workspace(group, experiment, profile, results, entity).save().url)
+    return saved
+
+
+def chosen(group: str | None) -> list[str]:
+    """One claims file, or all."""
+    if group is None:
+        return names("claims")
+    load_claims(group)
+    return [group]

@@ -1,0 +1,92 @@
+"""What an experiment gives to the training loop."""
+
+import hashlib
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ln.suite.config import Recipe
+from ln.suite.data import Source
+from ln.suite.errors import Mistake
+
+
+class Task:
+    """One experiment's data wiring, model, loss and evaluation; the loop in ln/suite/runs/train.py does the rest.
+
+    A subclass sets `model`, `steps_per_epoch` and `examples` in its constructor. Batches are a pure function of the
+    step, so a resumed run sees the same data without any iterator's state in its checkpoint.
+    """
+
+    Settings: ClassVar[type]  # dataclass of the recipe's `model` section
+    curve_splits: ClassVar[tuple[str, ...]] = ("valid",)  # evaluated along the way; the test split is, at the end
+    static_shapes: ClassVar[bool] = True  # every batch has the same shapes, so a CUDA graph can hold the step
+    backend: str = "torch"  # which implementation computed the model, for run.json
+    model: nn.Module
+    steps_per_epoch: int
+    examples: dict[str, int]  # of each split; verdicts on proportions need them
+
+    def __init__(self, recipe: Recipe, source: Source, device: torch.device):
+        self.recipe, self.source, self.device = recipe, source, device
+
+    @staticmethod
+    def find(request: str) -> Source:
+        """The data for `data=<request>`; cheap, since a finished run is recognized by it.
+
+        Raises:
+            Mistake: what was asked for is not there, or a file is damaged.
+        """
+        raise NotImplementedError
+
+    def batch(self, step: int) -> tuple[Tensor, ...]:
+        """The batch of training step `step` (from 0), on the device."""
+        raise NotImplementedError
+
+    def schedule(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Change the optimizer's settings before training step `step`; constant by default."""
+
+    def loss(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """Scalars by name; `loss` is minimized, and each is logged as `train_<name>`, its mean since the last
+        evaluation."""
+        raise NotImplementedError
+
+    def evaluate(self, split: str) -> dict[str, float]:
+        """Metrics of the model on a split, in evaluation mode and without gradients; logged as `<split>_<name>`."""
+        raise NotImplementedError
+
+    def evaluate_once(self) -> dict[str, float]:
+        """More metrics of the test split, too dear to take more than once, at the end; logged as `test_<name>`."""
+        return {}
+
+    def draw(self, folder: Path) -> None:
+        """Pictures of what the finished model does (samples, reconstructions); none by default."""
+
+
+class Shuffled:
+    """Indices of minibatches, every epoch in an order of its own, as a pure function of seed and step.
+
+    The last incomplete batch of an epoch is left out, as the minibatch code of the time did.
+    """
+
+    def __init__(self, examples: int, batch_size: int, seed: int, device: torch.device | None = None):
+        if batch_size > examples:
+            raise Mistake(f"train.batch_size={batch_size} is larger than the {examples} training examples")
+        self.examples, self.batch_size, self.seed, self.device = examples, batch_size, seed, device
+        self.steps_per_epoch = examples // batch_size
+        self._epoch = -1
+
+    def indices(self, step: int) -> Tensor:
+        """(B,) int64 indices of training step `step`."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            generator = torch.Generator().manual_seed(stream_seed(self.seed, "order", epoch))
+            self._order = torch.randperm(self.examples, generator=generator).to(self.device)
+            self._epoch = epoch
+        return self._order[position * self.batch_size : (position + 1) * self.batch_size]
+
+
+def stream_seed(seed: int, stream: str, index: int = 0) -> int:
+    """A seed for one of a run's independent random streams."""
+    digest = hashlib.sha256(f"{seed}/{stream}/{index}".encode()).digest()
+    return int.from_bytes(digest[:6], "big")
