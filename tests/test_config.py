@@ -3,7 +3,10 @@
 import dataclasses
 from collections.abc import Callable
 
+import pytest
+
 from ln.suite.config import Recipe, differing, identity, identity_hash
+from ln.suite.errors import Mistake
 
 SOURCE = {"name": "MNIST", "status": "original", "sha256": "0"}
 
@@ -57,4 +60,13 @@ def test_profiles_stand_side_by_side(recipe: Callable[..., Recipe]) -> None:
     epochs = [
         recipe("experiment=mnist_b128", f"profile={p}", "data=auto").train.epochs for p in ("smoke", "laptop", "full")
     ]
-    assert epochs == [2, 6, 60]
+    assert epochs == [2, 6, 130]
+
+
+def test_evaluations_are_counted_in_the_lengths_unit_or_in_steps(recipe: Callable[..., Recipe]) -> None:
+    made = recipe("experiment=order_embeddings", "profile=full", "data=auto")
+    assert (made.train.epochs, made.train.steps, made.train.evaluate_every_steps) == (100, None, 100)
+    with pytest.raises(Mistake, match=r"train.evaluate_every, train.evaluate_every_steps: give one"):
+        recipe("experiment=order_embeddings", "train.evaluate_every=1")
+    with pytest.raises(Mistake, match=r"train.evaluate_every, train.evaluate_every_steps: give one"):
+        recipe("experiment=order_embeddings", "train.evaluate_every_steps=null")

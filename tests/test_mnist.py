@@ -1,11 +1,15 @@
 """The MLP's placements of each norm, as section 6.6 has them."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from experiments.mnist import Settings, mlp
+from experiments.mnist import Mnist, Settings, mlp
 from ln.norms import UnbiasedBatchNorm1d
+from ln.suite.config import Recipe
 
 
 def kinds(norm: str, settings: Settings) -> list[str]:
@@ -48,3 +52,18 @@ def test_runs_of_one_seed_start_from_the_same_weights_whatever_the_norm(norm: st
         return [m.weight for m in mlp(6, name, Settings(8)) if isinstance(m, nn.Linear)]
 
     assert all(torch.equal(a, b) for a, b in zip(weights("none"), weights(norm), strict=True))
+
+
+def test_train_nll_is_of_the_first_training_digits_with_batch_norms_moving_averages(
+    recipe: Callable[..., Recipe],
+) -> None:
+    made = recipe("experiment=mnist_b128", "norm=batch", "model.train_evaluated=50")
+    task = Mnist(made, Mnist.find("embedded"), torch.device("cpu"))
+    task.model(task.images["train"][:200])  # moves the averages
+    task.model.eval()
+    with torch.no_grad():
+        logits = task.model(task.images["train"][:50])
+        expected = F.cross_entropy(logits, task.labels["train"][:50])
+        assert task.evaluate("train")["nll"] == pytest.approx(float(expected), rel=1e-5)
+        made.model.train_evaluated = None
+        assert task.evaluate("train")["nll"] != pytest.approx(float(expected), rel=1e-5)

@@ -147,13 +147,13 @@ def test_nowhere_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Missing, match=r"is not in .*/coco or data/coco; `python -m scripts.coco_features --help`"):
         precomp.coco()
-    with pytest.raises(Missing, match=r"Flickr8k .* is not in .*/flickr8k or data/flickr8k"):
+    with pytest.raises(Missing, match=r"Flickr8k .* is not in .*/flickr8k_efficientnet or data/flickr8k_efficientnet"):
         precomp.flickr8k()
 
 
 def test_an_altered_flickr8k_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LN_DATA", str(tmp_path))
-    folder = tmp_path / "flickr8k"
+    folder = tmp_path / precomp.FLICKR8K_FOLDER
     write_layout(folder)
     for split in IMAGES:
         name = f"{precomp.NAMES[split]}_ids.txt"

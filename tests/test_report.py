@@ -94,6 +94,8 @@ def test_a_variant_runs_only_under_the_norms_it_makes_sense_for(monkeypatch: pyt
         ["experiment=b", "norm=layer", "seed=0,1"],
     ]
     assert wanted("any", "smoke", norms="none").norms == {"a": ["none"], "c": ["none"]}
+    runs["smoke"] = {"experiments": ["a"], "norms": ["layer"]}  # a profile's own, smaller choice
+    assert set(wanted("any", "smoke")) == {("a", "layer", 0), ("a", "layer", 1)}
 
 
 def test_durations_are_read_at_a_glance() -> None:

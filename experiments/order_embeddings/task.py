@@ -10,13 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.profiler import record_function
 
 from experiments.order_embeddings import pictures
 from experiments.order_embeddings.network import OrderEmbedding, contrastive_loss, errors, ranks, recalls
-from ln.suite.config import Recipe, zero_allowed
+from ln.suite.config import Recipe
 from ln.suite.data import Source, precomp, resolve, scenes
 from ln.suite.data.precomp import CAPTIONS, Captioned
 from ln.suite.data.vocabulary import EOS, Vocabulary
@@ -32,7 +31,6 @@ class Settings:
     word_size: int = 300
     margin: float = 0.05
     symmetric: bool = False  # the cosine in place of the order: Table 2's `Sym`
-    leading_features: int = zero_allowed(0)  # on Flickr8k, whose columns fall in importance: the first so many; 0: all
 
 
 class Sentences:
@@ -53,11 +51,6 @@ class Sentences:
         return self.ids[(ends - lengths + time).minimum(ends - 1)], lengths
 
 
-def leading(features: np.ndarray, columns: int) -> Tensor:
-    """The first `columns` of features (N, D), scaled to length 1 again; 0: all, as they are."""
-    return F.normalize(torch.from_numpy(features[:, :columns]), dim=1) if columns else torch.from_numpy(features)
-
-
 class OrderEmbeddings(Task):
     Settings = Settings
     static_shapes = False
@@ -72,8 +65,7 @@ class OrderEmbeddings(Task):
             split: Sentences([self.vocabulary.encode(caption) for caption in part.captions])
             for split, part in self.data.items()
         }
-        first = settings.leading_features if source.name == precomp.FLICKR8K_NAME else 0
-        self.features = {split: leading(part.features, first).to(device) for split, part in self.data.items()}
+        self.features = {split: torch.from_numpy(part.features).to(device) for split, part in self.data.items()}
         self.examples = {split: len(features) for split, features in self.features.items()}
         norm = recipe.norm
         if norm.name == "batch":

@@ -44,7 +44,8 @@ class Train:
     batch_size: int = MISSING
     epochs: float | None = None  # the run's length: epochs or steps, exactly one of the two
     steps: int | None = None
-    evaluate_every: float = MISSING  # in the same unit
+    evaluate_every: float | None = None  # in the same unit; or
+    evaluate_every_steps: int | None = None  # in steps, exactly one of the two
     optimizer: dict[str, Any] = MISSING  # {_target_: torch.optim.Adam, lr: ...}
     clip_norm: float | None = None  # gradient norm is cut to this
     clip_per_tensor: bool = False  # each tensor's own norm instead of the norm of all
@@ -135,6 +136,8 @@ def check(recipe: Recipe) -> None:
     train = recipe.train
     if (train.epochs is None) == (train.steps is None):
         raise Mistake("train.epochs, train.steps: give one of the two, the other null")
+    if (train.evaluate_every is None) == (train.evaluate_every_steps is None):
+        raise Mistake("train.evaluate_every, train.evaluate_every_steps: give one of the two, the other null")
     if train.select.direction not in ("lower", "higher"):
         raise Mistake(f"train.select.direction={train.select.direction} is neither lower nor higher")
     if recipe.seed < 0:

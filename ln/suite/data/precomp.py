@@ -1,8 +1,8 @@
 """Captions and fixed image features in the `precomp` layout: one row of features per image, five captions each.
 
 Original: MS-COCO (Karpathy's splits) with the 10-crop VGG-19 features that were published with order embeddings;
-substitute: Flickr8k with features made without a pretrained network. Shapes: N images, D features; caption line 5 i + j
-(from 0) belongs to row i.
+substitute: Flickr8k with features of another ImageNet network (EfficientNet-Lite2, D = 1280). Shapes: N images,
+D features; caption line 5 i + j (from 0) belongs to row i.
 """
 
 import hashlib
@@ -26,15 +26,15 @@ COCO_ZIP = {
     split: (f"images/10crop/{name}.npy", f"{name}.txt")
     for split, name in {"train": "train", "valid": "val", "test": "test"}.items()
 }
-FLICKR8K_NAME = "Flickr8k"
+FLICKR8K_FOLDER = "flickr8k_efficientnet"
 FLICKR8K = {
-    "train_ims.npy": "68b254294f1f441eac5124db6b5ef5da5bbe8531936574fab21e57ea3d9d7efb",
+    "train_ims.npy": "61594310ad43eccf2cb5ecb0a8f6b2d0facbe2f07e0ed4620af24b4ce91372be",
     "train_caps.txt": "a3a9f0d5188fe2dbaefac14a5d28e3b7ce6c0cd8d01141f705b9884ac4edd34f",
     "train_ids.txt": "e330ddd5156a4c2d2e2b67bc587e70e588f2d132bd8a10dc54dcb71e58115d8e",
-    "dev_ims.npy": "3b1c6fcbe57e0e0652cf2ca75c685d0e6a34537f8c5af8dbe4f0f6f08cf065aa",
+    "dev_ims.npy": "3a1aa99dfb6df13108b56b0b996dcb8d4a6b9bfbc32a8f6df1b54be743f0c61b",
     "dev_caps.txt": "bf08774d6636880acc78808b2eb9e868ead6b110772e613012b585d2aa2383e8",
     "dev_ids.txt": "18ba829f47f6df1cb830bf7f0506e2ddf333818925299babbd1bbcaf50fdc504",
-    "test_ims.npy": "8f51b8d11c80e8ef02e7e9fe3d3a24252cd13a2b28d2471e2768d7842f354e32",
+    "test_ims.npy": "5263bd4182d72627cbe3e44ee44946e4ffbc99a1e083b5f3f180c8dc09fd65e9",
     "test_caps.txt": "652d8d02243cd2efcc21e0ab2f65e8fc75bdca2b3f35717ba5e06d1a6671226e",
     "test_ids.txt": "c0924146c131458ceba45da59670fe9520eadce1e5cafffa16a817672a9b1f17",
 }
@@ -175,11 +175,11 @@ def flickr8k() -> Source:
         Mistake: a file is cut short or altered.
     """
     looked = []
-    for folder in (folder / "flickr8k" for folder in data_folders()):
+    for folder in (folder / FLICKR8K_FOLDER for folder in data_folders()):
         if all((folder / name).exists() for name in FLICKR8K):
             for name, sha256 in FLICKR8K.items():
                 check_sha256(folder / name, sha256)
             key = hashlib.sha256("".join(FLICKR8K.values()).encode()).hexdigest()
-            return Source(FLICKR8K_NAME, "substitute", key, partial(read, folder, PRECOMP))
+            return Source("Flickr8k", "substitute", key, partial(read, folder, PRECOMP))
         looked.append(str(folder))
     raise Missing(f"Flickr8k in the precomp layout ({', '.join(FLICKR8K)}) is not in {' or '.join(looked)}")

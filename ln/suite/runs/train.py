@@ -84,7 +84,8 @@ class Loop:
         length = recipe.train.epochs if recipe.train.epochs is not None else recipe.train.steps
         assert length is not None
         self.last_step = max(1, round(length * unit))
-        self.every = recipe.train.evaluate_every * unit  # may be a fraction of an epoch
+        # In steps; maybe a fraction of an epoch.
+        self.every = recipe.train.evaluate_every_steps or (recipe.train.evaluate_every or 0) * unit
         self.step = 0
         self.means = Means()
         self.best: dict[str, Any] = {"value": None, "step": 0, "model": None}

@@ -55,6 +55,7 @@ def wanted(group: str, profile: str, norms: str | None = None, seeds: str | None
         Mistake: an unknown name, an empty list, a seed that is not a whole number.
     """
     runs = load_claims(group)["runs"]
+    runs = {**runs, **runs.get(profile, {})}  # a profile may run fewer experiments or norms
     if profile not in PROFILES:
         raise Mistake(f"profile={profile} is not a profile; choose one of {', '.join(PROFILES)}")
     chosen = norms.split(",") if norms is not None else runs["norms"]
