@@ -15,10 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ln import norms
+from ln.norms import NORMS
 from ln.suite.config import Recipe
 from ln.suite.data import Source, mnist, resolve
+from ln.suite.errors import Mistake
 from ln.suite.judging.claims import Runs
-from ln.suite.showing.figures import COLOURS, LABELS, new_figure, save
+from ln.suite.showing.figures import new_figure, save
 from ln.suite.task import Shuffled, Task
 
 COLUMNS = {
@@ -47,7 +49,7 @@ def network(inputs: int, hidden: int, norm: str, dtype: torch.dtype, eps: float)
     normalization = norms.get(norm)
     layers: list[nn.Module] = []
     for size in (inputs, hidden):
-        linear = nn.utils.skip_init(nn.Linear, size, hidden, bias=norm in ("none", "weight"))
+        linear = nn.utils.skip_init(nn.Linear, size, hidden, bias=not normalization.normalizes)
         nn.init.xavier_normal_(linear.weight)
         if linear.bias is not None:
             nn.init.zeros_(linear.bias)
@@ -107,12 +109,21 @@ def table_row(norm: str, images: Tensor, settings: Settings) -> dict[str, float]
 
 
 def statistics(norm: str, a: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-    """mu and sigma of equation 5 for summed inputs a (B, H) and weights w (H, D), each broadcastable to (B, H)."""
-    if norm == "weight":
+    """mu and sigma of equation 5 for summed inputs a (B, H) and weights w (H, D), each broadcastable to (B, H).
+
+    Raises:
+        Mistake: a norm of both weights and summed inputs, which equation 5 does not have.
+    """
+    traits = norms.get(norm)
+    if traits.reparameterizes and traits.normalizes:
+        raise Mistake(f"norm={norm} changes both weights and summed inputs, and equation 5 has one or the other")
+    if traits.reparameterizes:
         return torch.zeros_like(a), w.norm(dim=1).expand_as(a)
-    if norm == "none":
+    if not traits.normalizes:
         return torch.zeros_like(a), torch.ones_like(a)
-    dim = 1 if norm == "layer" else 0
+    dim = 1 if traits.axis == "features" else 0
+    if not traits.centred:
+        return torch.zeros_like(a), a.square().mean(dim, keepdim=True).sqrt()
     return a.mean(dim, keepdim=True), a.std(dim, correction=0, keepdim=True)
 
 
@@ -135,14 +146,18 @@ def fisher_by_equation(norm: str, theta: Tensor, x: Tensor) -> Tensor:
     mu, sigma = (s.expand(batch, units) for s in statistics(norm, a, w))
     hat = (a - mu) / sigma
     inputs = x[:, None, :].expand(batch, units, -1)
-    if norm == "layer":  # mu = sum_j a_j / H, so d mu / d w_i = x / H; d sigma / d w_i = hat_i x / H
+    traits, zero = norms.get(norm), torch.zeros_like(inputs)
+    # d sigma / d w_i has the same form whether sigma is a standard deviation or the root of a mean square.
+    if traits.axis == "features":  # mu = sum_j a_j / H, so d mu / d w_i = x / H; d sigma / d w_i = hat_i x / H
         dmu, dsigma = inputs / units, hat[:, :, None] * inputs / units
-    elif norm == "batch":  # means over the batch of x and of hat_i x
+    elif traits.axis == "batch":  # means over the batch of x and of hat_i x
         dmu = inputs.mean(0, keepdim=True).expand_as(inputs)
         dsigma = (hat[:, :, None] * inputs).mean(0, keepdim=True).expand_as(inputs)
     else:
-        dmu = torch.zeros_like(inputs)
-        dsigma = (w / w.norm(dim=1, keepdim=True)).expand_as(inputs) if norm == "weight" else dmu
+        dmu = zero
+        dsigma = (w / w.norm(dim=1, keepdim=True)).expand_as(inputs) if traits.reparameterizes else zero
+    if not traits.centred:
+        dmu = zero
     chi = inputs - dmu - hat[:, :, None] * dsigma
     rows = torch.cat([chi * (g / sigma)[:, :, None], torch.ones_like(a)[:, :, None], hat[:, :, None]], dim=2)
     p = torch.softmax(g * hat + theta[:, -2], dim=1)
@@ -239,7 +254,8 @@ class Invariance(Task):
 
 def draw_table(runs: dict[str, Runs], folder: Path) -> Path:
     """Table 1 as measured: the change of each cell, coloured by whether it is an invariance."""
-    rows = [norm for norm in ("batch", "weight", "layer", "none") if norm in runs["invariance"]]
+    measured_norms = [norm for norm in NORMS if norm in runs["invariance"]]
+    rows = sorted(measured_norms, key=lambda norm: not (NORMS[norm].normalizes or NORMS[norm].reparameterizes))
     figure, axes = new_figure(1, width=9.0, height=0.62 * (len(rows) + 1.6))
     axis = axes[0, 0]
     axis.set_axis_off()
@@ -256,7 +272,7 @@ def draw_table(runs: dict[str, Runs], folder: Path) -> Path:
         )
         colours.append(["#cfe8f7" if invariant[name] else "#f7f0e0" for name in logs])
     table = axis.table(
-        cells, cellColours=colours, rowLabels=[LABELS[norm] for norm in rows], colLabels=list(COLUMNS.values()),
+        cells, cellColours=colours, rowLabels=[NORMS[norm].label for norm in rows], colLabels=list(COLUMNS.values()),
         cellLoc="center", loc="center", bbox=[0.0, 0.0, 1.0, 1.0],
     )  # fmt: skip
     table.auto_set_font_size(False)
@@ -264,6 +280,6 @@ def draw_table(runs: dict[str, Runs], folder: Path) -> Path:
     for (row, column), cell in table.get_celld().items():
         cell.set_edgecolor("white")
         if column == -1 and row > 0:
-            cell.get_text().set_color(COLOURS[rows[row - 1]])
+            cell.get_text().set_color(NORMS[rows[row - 1]].colour)
     figure.suptitle("Table 1, measured in float64: relative change of the outputs, largest over cases", fontsize=10)
     return save(figure, folder / "table1.png")

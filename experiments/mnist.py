@@ -33,7 +33,9 @@ def mlp(pixels: int, norm: str, settings: Settings) -> nn.Sequential:
     layers: list[nn.Module] = []
     for inputs, units in ((pixels, settings.hidden), (settings.hidden, settings.hidden), (settings.hidden, CLASSES)):
         logits = units == CLASSES
-        normalized = norm in ("layer", "batch") and (not logits or (norm == "batch" and settings.batch_norm_logits))
+        normalized = normalization.axis == "features" and not logits
+        if normalization.axis == "batch":
+            normalized = not logits or settings.batch_norm_logits
         # One draw per weight matrix and no other: runs of one seed start from the same weights whatever the norm.
         linear = nn.utils.skip_init(nn.Linear, inputs, units, bias=not normalized)
         nn.init.kaiming_normal_(linear.weight, nonlinearity="linear" if logits else "relu")

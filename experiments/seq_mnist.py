@@ -30,7 +30,7 @@ class Settings:
     side: int = 28  # images are averaged down to side x side pixels
     permutation: str = "none"  # none | true | replacement (the published code's draw, which repeats pixels)
     noise: float = zero_allowed(0.1)  # standard deviation added to h0 while training with batch norm
-    layer_gain: float = 1.0  # layer norm's initial gains
+    layer_gain: float = 1.0  # initial gains where statistics go over the features
     evaluation_examples: int = 10000  # of the validation split, on the way
 
 
@@ -59,9 +59,9 @@ def pixel_order(steps: int, permutation: str) -> Tensor:
 def norm_for_pixels(norm: NormConfig, steps: int, settings: Settings) -> NormConfig:
     """Batch norm keeps statistics for every step. Layer norm of a scalar times a vector would lose the grey level, so
     the bias goes inside its input normalization, as in the layer norm authors' code."""
-    if norm.name == "batch":
+    if norm.traits.population:
         return dataclasses.replace(norm, max_steps=steps)
-    if norm.name == "layer":
+    if norm.traits.axis == "features":
         return dataclasses.replace(norm, inner_bias=True, gain_init=settings.layer_gain)
     return norm
 
@@ -114,7 +114,7 @@ class SeqMnist(Task):
         self.pixels = {k: shrink(v, side)[:, order].to(device) for k, v in digits.images.items()}
         self.labels = {k: v.to(device) for k, v in digits.labels.items()}
         self.examples = {k: len(v) for k, v in self.labels.items()}
-        self.noise = settings.noise if recipe.norm.name == "batch" and settings.permutation == "none" else 0.0
+        self.noise = settings.noise if recipe.norm.traits.axis == "batch" and settings.permutation == "none" else 0.0
         self.model = Reader(norm_for_pixels(recipe.norm, steps, settings), settings.hidden)
         self.order = Shuffled(self.examples["train"], recipe.train.batch_size, recipe.seed, device)
         self.steps_per_epoch = self.order.steps_per_epoch

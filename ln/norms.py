@@ -1,15 +1,16 @@
 """The norms: what each does to the weights and to the summed inputs of a layer, and its settings in recurrent layers.
 
-A norm is an entry of `NORMS`. Weight norm changes weights and batch and layer norm change activations, so an entry is a
-pair of functions and every model applies both. `NormConfig` holds what the recurrent layers need to know beyond the
-name.
+A norm is an entry of `NORMS`: its traits, by which everything else decides (nothing asks for a norm's name), and a pair
+of functions for feed-forward layers, since weight norm changes weights and the others change activations. `NormConfig`
+holds what the recurrent layers need to know beyond the traits.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Literal, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,17 +25,63 @@ CELL_SITES = {
 _DEFAULT_SITES = CELL_SITES | {"rnn": ("sum",)}
 
 
-@dataclass(frozen=True)
-class Normalization:
-    """One norm for feed-forward layers.
+class Statistics(NamedTuple):
+    """How a norm takes its statistics of summed inputs: what a backend of the recurrent layers implements or not.
 
-    wrap_linear: a linear or convolutional module -> the same computation with its weights reparameterized.
-    make: (num_features, eps=1e-5, unbiased=False) -> a module for summed inputs (N, num_features). `unbiased` concerns
-        the variance over a batch during training, and so batch norm only.
+    axis: over the features of each case, over the batch, or none at all. centred: the mean is subtracted and the scale
+    is the standard deviation, else the scale is the root of the mean square.
     """
 
-    wrap_linear: Callable[[nn.Module], nn.Module]
-    make: Callable[..., nn.Module]
+    axis: Literal["features", "batch", "none"]
+    centred: bool
+
+    def __str__(self) -> str:
+        return f"{'centred' if self.centred else 'uncentred'} statistics over the {self.axis}"
+
+
+def same(linear: nn.Module) -> nn.Module:
+    """The weights as they are."""
+    return linear
+
+
+def no_norm(num_features: int, *, eps: float = 1e-5, momentum: float = 0.1, unbiased: bool = False) -> nn.Module:
+    """Summed inputs as they are."""
+    return nn.Identity()
+
+
+@dataclass(frozen=True)
+class Normalization:
+    """A norm's traits and what it does in feed-forward layers. In recurrent layers the traits say all of it.
+
+    label, colour: in figures and pages; a colour is #rrggbb.
+    axis, centred: of its statistics, see `Statistics`.
+    population: averages over many batches take the place of a batch's statistics in evaluation.
+    reparameterizes: weights are g v / ||v|| for each output unit, whatever is done to the summed inputs.
+    recurrent_gain: what gains start from in recurrent layers.
+    wrap_linear: a linear or convolutional module -> the same computation with its weights reparameterized.
+    make: (num_features, eps=1e-5, momentum=0.1, unbiased=False) -> a module for summed inputs (N, num_features) with a
+        gain and a bias. `momentum` is the weight of a new batch in population averages; `unbiased` concerns the
+        variance over a batch during training.
+    """
+
+    label: str
+    colour: str
+    axis: Literal["features", "batch", "none"] = "none"
+    centred: bool = True
+    population: bool = False
+    reparameterizes: bool = False
+    recurrent_gain: float = 1.0
+    wrap_linear: Callable[[nn.Module], nn.Module] = same
+    make: Callable[..., nn.Module] = no_norm
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether it changes summed inputs."""
+        return self.axis != "none"
+
+    @property
+    def statistics(self) -> Statistics:
+        return Statistics(self.axis, self.centred)
 
 
 class UnbiasedBatchNorm1d(nn.BatchNorm1d):
@@ -65,27 +112,22 @@ class UnbiasedBatchNorm1d(nn.BatchNorm1d):
         )
 
 
-def _same(linear: nn.Module) -> nn.Module:
-    return linear
+def _batch_norm(num_features: int, *, eps: float = 1e-5, momentum: float = 0.1, unbiased: bool = False) -> nn.Module:
+    return (UnbiasedBatchNorm1d if unbiased else nn.BatchNorm1d)(num_features, eps=eps, momentum=momentum)
 
 
-def _no_norm(num_features: int, *, eps: float = 1e-5, unbiased: bool = False) -> nn.Module:
-    return nn.Identity()
-
-
-def _batch_norm(num_features: int, *, eps: float = 1e-5, unbiased: bool = False) -> nn.Module:
-    return (UnbiasedBatchNorm1d if unbiased else nn.BatchNorm1d)(num_features, eps=eps)
-
-
-def _layer_norm(num_features: int, *, eps: float = 1e-5, unbiased: bool = False) -> nn.Module:
+def _layer_norm(num_features: int, *, eps: float = 1e-5, momentum: float = 0.1, unbiased: bool = False) -> nn.Module:
     return nn.LayerNorm(num_features, eps=eps)
 
 
+# Figures show them in this order. The colours are Okabe & Ito's, safe for colour-blind readers.
 NORMS: dict[str, Normalization] = {
-    "none": Normalization(_same, _no_norm),
-    "batch": Normalization(_same, _batch_norm),
-    "weight": Normalization(weight_norm, _no_norm),  # one gain per output unit: dim 0 is weight_norm's default
-    "layer": Normalization(_same, _layer_norm),
+    "none": Normalization("no norm", "#555555"),
+    # The recurrent gain is Cooijmans et al.'s.
+    "batch": Normalization("batch norm", "#E69F00", "batch", population=True, recurrent_gain=0.1, make=_batch_norm),
+    # One gain per output unit: dim 0 is weight_norm's default.
+    "weight": Normalization("weight norm", "#009E73", reparameterizes=True, wrap_linear=weight_norm),
+    "layer": Normalization("layer norm", "#0072B2", "features", make=_layer_norm),
 }
 
 
@@ -96,15 +138,24 @@ def get(name: str) -> Normalization:
     return NORMS[name]
 
 
+def refusal(cfg: NormConfig, implemented: Collection[Statistics]) -> str | None:
+    """Why a backend that implements these statistics cannot run the norm, or None."""
+    traits = cfg.traits
+    if not traits.normalizes or traits.statistics in implemented:
+        return None
+    return f"it does not implement norm={cfg.name}, {traits.statistics}"
+
+
 @dataclass(frozen=True)
 class NormConfig:
     """A norm inside a recurrent layer. Hashable; a setting that makes no sense raises ValueError.
 
-    name: none, batch, weight or layer.
+    name: of an entry of `NORMS`.
     sites: which terms are normalized; None means the cell's default: LSTM (input, recurrent, cell), GRU (input,
         recurrent), RNN (sum). ("cell",) is the LSTM of the paper's DRAW model; "sum" is equation 4.
-    eps: added to the variance, inside the root. gain_init: None means 1.0, or 0.1 for batch norm (Cooijmans et al.).
-    inner_bias: normalize W_ih x + inner_bias_ih in place of W_ih x (layer norm; keeps a scalar input's grey level).
+    eps: added to the variance, inside the root. gain_init: None means the norm's own, 1.0, or 0.1 for batch norm.
+    inner_bias: normalize W_ih x + inner_bias_ih in place of W_ih x, so that statistics over the features keep a scalar
+        input's grey level.
     max_steps, momentum: steps with batch statistics of their own, and the weight of a new batch in their average.
     """
 
@@ -123,7 +174,7 @@ class NormConfig:
                 if site not in SITES:
                     raise ValueError(f"site {site!r} is unknown; choose from {', '.join(SITES)}")
             object.__setattr__(self, "sites", tuple(site for site in SITES if site in self.sites))
-            if self.sites and self.name in ("none", "weight"):
+            if self.sites and not self.traits.normalizes:
                 raise ValueError(
                     f"norm={self.name} normalizes no summed inputs, so sites={self.sites} has no meaning; leave it out"
                 )
@@ -133,8 +184,8 @@ class NormConfig:
                 )
         if not (math.isfinite(self.eps) and self.eps >= 0):
             raise ValueError(f"eps={self.eps} must be a finite number >= 0")
-        if self.inner_bias and self.name != "layer":
-            raise ValueError(f"inner_bias enters the normalization of layer norm; norm={self.name} has no use for it")
+        if self.inner_bias and self.traits.axis != "features":
+            raise ValueError(f"inner_bias enters a normalization over the features; norm={self.name} has no use for it")
         if self.max_steps < 1:
             raise ValueError(f"max_steps={self.max_steps} must be at least 1")
         if not 0 < self.momentum <= 1:
@@ -146,14 +197,19 @@ class NormConfig:
         return norm if isinstance(norm, NormConfig) else NormConfig(norm)
 
     @property
+    def traits(self) -> Normalization:
+        """The norm's entry in the registry."""
+        return get(self.name)
+
+    @property
     def initial_gain(self) -> float:
         """What gains start from."""
-        return self.gain_init if self.gain_init is not None else (0.1 if self.name == "batch" else 1.0)
+        return self.traits.recurrent_gain if self.gain_init is None else self.gain_init
 
     def sites_for(self, cell: str) -> tuple[str, ...]:
         """The normalized sites in a cell ("lstm", "gru" or "rnn"), in the order of SITES; ValueError where it has no
         such site."""
-        if self.name in ("none", "weight"):
+        if not self.traits.normalizes:
             return ()
         sites = _DEFAULT_SITES[cell] if self.sites is None else self.sites
         for site in sites:

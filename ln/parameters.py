@@ -50,7 +50,7 @@ class NormalizedRecurrence(nn.Module):
         self._suffixes.append(suffix)
         sizes: dict[str, tuple[int, ...]] = {}
         for name, columns in (("weight_ih", input_size), ("weight_hh", H)):
-            if self.norm.name == "weight":
+            if self.norm.traits.reparameterizes:
                 sizes |= {f"{name}{suffix}_g": (G, 1), f"{name}{suffix}_v": (G, columns)}
             else:
                 sizes[f"{name}{suffix}"] = (G, columns)
@@ -65,7 +65,7 @@ class NormalizedRecurrence(nn.Module):
         sizes |= {f"{state}{suffix}": (H,) for state in states}
         for name, size in sizes.items():
             self.register_parameter(name, nn.Parameter(torch.empty(size, **self._factory)))
-        if self.norm.name == "batch" and self.sites:
+        if self.norm.traits.population and self.sites:
             steps = self.norm.max_steps
             for field, width in widths.items():
                 self.register_buffer(f"running_mean_{field}{suffix}", torch.zeros(steps, width, **self._factory))
@@ -93,7 +93,7 @@ class NormalizedRecurrence(nn.Module):
 
     def weight(self, name: str) -> Tensor:
         """A weight matrix; under weight norm g v / ||v||, row by row."""
-        if self.norm.name != "weight":
+        if not self.norm.traits.reparameterizes:
             return getattr(self, name)
         v = getattr(self, f"{name}_v")
         return v * (getattr(self, f"{name}_g") / v.norm(dim=1, keepdim=True))
@@ -101,7 +101,7 @@ class NormalizedRecurrence(nn.Module):
     @torch.no_grad()
     def set_weight(self, name: str, value: Tensor) -> None:
         """Give a weight matrix a value; under weight norm v gets it and g its rows' lengths."""
-        if self.norm.name == "weight":
+        if self.norm.traits.reparameterizes:
             getattr(self, f"{name}_v").copy_(value)
             getattr(self, f"{name}_g").copy_(value.norm(dim=1, keepdim=True))
         else:
@@ -119,12 +119,13 @@ class NormalizedRecurrence(nn.Module):
 
     @property
     def uses_batch_statistics(self) -> bool:
-        return self.kernel_norm.name == "batch" and (self.training or self._collecting)
+        traits = self.kernel_norm.traits
+        return traits.axis == "batch" and (self.training or self._collecting or not traits.population)
 
     def population(self, suffix: str, first: int, steps: int, dtype: torch.dtype) -> Stats | None:
         """The moving averages of steps first ... first + steps - 1 for evaluation; past the last step ever trained, its
         own."""
-        if self.kernel_norm.name != "batch" or self.uses_batch_statistics:
+        if not self.kernel_norm.traits.population or self.uses_batch_statistics:
             return None
         tracked: Tensor = getattr(self, f"batches_tracked{suffix}")
         last = ((tracked > 0).sum() - 1).clamp(min=0)
@@ -135,7 +136,7 @@ class NormalizedRecurrence(nn.Module):
     @torch.no_grad()
     def track(self, suffix: str, first: int, steps: int, used: Stats | None) -> None:
         """Move the averages of steps first ... first + steps - 1 towards the statistics used."""
-        if used is None or not self.uses_batch_statistics:
+        if used is None or not (self.kernel_norm.traits.population and self.uses_batch_statistics):
             return
         tracked = getattr(self, f"batches_tracked{suffix}")[first : first + steps]
         tracked += 1
@@ -187,7 +188,7 @@ class NormalizedRecurrence(nn.Module):
 
     def check_steps(self, first: int, steps: int) -> None:
         """Batch norm in training has no statistics to keep beyond max_steps."""
-        if self.uses_batch_statistics and first + steps > self.norm.max_steps:
+        if self.kernel_norm.traits.population and self.uses_batch_statistics and first + steps > self.norm.max_steps:
             raise ValueError(
                 f"batch norm keeps statistics for max_steps={self.norm.max_steps} steps, but training reached step "
                 f"{first + steps}; raise NormConfig.max_steps or cut the sequences"

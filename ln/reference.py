@@ -74,7 +74,7 @@ class _Step:
         if site not in self.sites:
             return z
         assert gain is not None
-        if self.cfg.name == "layer":
+        if self.cfg.traits.axis == "features":
             parts = zip(z.tensor_split([split], -1), gain.tensor_split([split]), strict=True) if split else [(z, gain)]
             return torch.cat([layer_norm(part, part_gain, self.cfg.eps) for part, part_gain in parts], -1)
         if self.given is None:
@@ -85,7 +85,7 @@ class _Step:
         return (z - mean) / (var + self.cfg.eps).sqrt() * gain
 
     def stats(self) -> Stats | None:
-        return Stats(**self.used) if self.cfg.name == "batch" else None
+        return Stats(**self.used) if self.cfg.traits.axis == "batch" else None
 
 
 def _summed_inputs(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -157,7 +157,7 @@ def _scan(
         state = new if valid is None else tuple(torch.where(valid, a, b) for a, b in zip(new, state, strict=True))
         outputs.append(state[0] if valid is None else torch.where(valid, state[0], 0))
         used.append(stats_t)
-    if cfg.name != "batch":
+    if cfg.traits.axis != "batch":
         return torch.stack(outputs), state, None
     joined = Stats(*(None if rows[0] is None else torch.cat(rows) for rows in zip(*used, strict=True)))
     return torch.stack(outputs), state, joined

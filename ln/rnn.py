@@ -149,7 +149,7 @@ class _Recurrent(NormalizedRecurrence):
     def _torch_is_fastest(self, x: Tensor) -> bool:
         """Without norms in the recurrence torch has cuDNN on CUDA, and on the CPU an LSTM that only the native one
         beats: 0.5 of its time at T 784, H 100; 0.9 at T 64, H 256; 1.1 at T 28, H 128."""
-        if self.backend != "auto" or self.kernel_norm.name != "none" or self.recompute:
+        if self.backend != "auto" or self.kernel_norm.traits.normalizes or self.recompute:
             return False
         if x.device.type == "cuda":
             return True
@@ -295,7 +295,7 @@ class _Cell(NormalizedRecurrence):
             pairs = zip(names, state, strict=True)
             state = tuple(self.matched_state(value, name, x, shape, "(B, H)") for name, value in pairs)
         if step is None:
-            if self.kernel_norm.name == "batch":
+            if self.kernel_norm.traits.population:
                 raise ValueError(
                     "batch norm has statistics of its own for each step; call the cell with step=0, 1, 2, ..."
                 )
@@ -358,7 +358,7 @@ def recompute_statistics(model: nn.Module, batches: Iterable[Any], forward: Call
     layers = [
         module
         for module in model.modules()
-        if isinstance(module, NormalizedRecurrence) and module.kernel_norm.name == "batch"
+        if isinstance(module, NormalizedRecurrence) and module.kernel_norm.traits.population
     ]
     modes = {module: module.training for module in model.modules()}
     model.eval()

@@ -257,7 +257,7 @@ def ours(backend: str, norm: str = "layer", recompute: bool = False) -> Callable
         from ln.reference import Params
 
         module = load(backend)
-        cfg = NormConfig("none" if norm == "weight" else norm)
+        cfg = NormConfig(norm)  # a norm of the weights is no business of the kernels
         reason = module.available() or module.supports(s.cell, cfg, torch.device(device), torch.float32)
         if reason:
             raise RuntimeError(reason)
@@ -271,7 +271,7 @@ def ours(backend: str, norm: str = "layer", recompute: bool = False) -> Callable
             return leaf(torch.full((n,), cfg.initial_gain))
 
         weights = [leaf(torch.randn(G, n) * s.H**-0.5) for n in (s.D, s.H)]
-        scales = [leaf(w.detach().norm(dim=1)) for w in weights] if norm == "weight" else []
+        scales = [leaf(w.detach().norm(dim=1)) for w in weights] if cfg.traits.reparameterizes else []
         rest = [
             leaf(torch.zeros(G)),
             leaf(torch.zeros(G)),

@@ -3,16 +3,16 @@
 import argparse
 
 from experiments.skip_thoughts.task import finished
+from ln.norms import NORMS
 from ln.suite.data.books import words_of
 from ln.suite.errors import Mistake, fail
 from ln.suite.runs.folder import run_folder
-from ln.suite.showing.figures import LABELS
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("sentence")
-    parser.add_argument("--norm", default="layer", choices=LABELS)
+    parser.add_argument("--norm", default="layer", choices=NORMS)
     parser.add_argument("--count", type=int, default=5, help="so many sentences")
     parser.add_argument("--profile", default="laptop")
     parser.add_argument("--seed", type=int, default=0, help="of the run")

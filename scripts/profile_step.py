@@ -28,6 +28,7 @@ from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from ln.kernels import BACKENDS
+from ln.norms import NORMS
 from ln.parameters import NormalizedRecurrence
 from ln.suite.config import CONFIGS, Recipe, check_choices, imported, recipe_of
 from ln.suite.errors import Mistake, fail
@@ -232,7 +233,7 @@ def draw(found: dict[str, Any], path: Path) -> Path:
     where = (
         f"{found['device']}, {found['threads']} threads" if "cpu" not in found["device"].lower() else found["device"]
     )
-    title = f"{found['experiment']}, {figures.LABELS[found['norm']]}, {found['profile']}"
+    title = f"{found['experiment']}, {NORMS[found['norm']].label}, {found['profile']}"
     figure.suptitle(f"{title}: {found['milliseconds_per_step']:.0f} ms a step ({where})", fontsize=9)
     return figures.save(figure, path)
 

@@ -6,15 +6,15 @@ from pathlib import Path
 import torch
 
 from experiments.handwriting.task import finished, picture_written
+from ln.norms import NORMS
 from ln.suite.errors import Mistake, fail
 from ln.suite.runs.folder import run_folder
-from ln.suite.showing.figures import LABELS
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("text")
-    parser.add_argument("--norm", default="layer", choices=LABELS)
+    parser.add_argument("--norm", default="layer", choices=NORMS)
     parser.add_argument("--bias", type=float, default=0.5, help="0 draws from the model; larger is neater")
     parser.add_argument("--profile", default="laptop")
     parser.add_argument("--seed", type=int, default=0, help="of the run")
@@ -31,9 +31,8 @@ def main() -> None:
         ((line, _),) = network.write([arguments.text], arguments.bias)
     except Mistake as mistake:
         fail(mistake)
-    picture_written(
-        arguments.out, arguments.text, line, f"{LABELS[arguments.norm]}, seed {arguments.seed}, bias {arguments.bias:g}"
-    )
+    label = NORMS[arguments.norm].label
+    picture_written(arguments.out, arguments.text, line, f"{label}, seed {arguments.seed}, bias {arguments.bias:g}")
     print(f"{arguments.out}: {len(line)} pen points")
 
 

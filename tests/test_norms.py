@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -21,6 +24,35 @@ def test_unknown_norm_is_one_sentence() -> None:
         norms.get("lyer")
     with pytest.raises(ValueError, match="norm=lyer"):
         NormConfig("lyer")
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def asks_for_a_name(node: ast.AST) -> bool:
+    """Whether a comparison is with the name of a norm; an axis may be called "batch" too."""
+    if not isinstance(node, ast.Compare):
+        return False
+    sides = [node.left, *node.comparators]
+    if any(isinstance(side, ast.Attribute) and side.attr == "axis" for side in sides):
+        return False
+    named = {part.value for side in sides for part in ast.walk(side) if isinstance(part, ast.Constant)} & set(NORMS)
+    return bool(named - {"none"}) or (bool(named) and "norm" in ast.unparse(node.left))
+
+
+def test_no_code_asks_for_the_name_of_a_norm() -> None:
+    """Layers, experiments, figures and pages decide by traits, so that a norm is added in one place."""
+    assert asks_for_a_name(ast.parse("norm.name in ('layer', 'other')", mode="eval").body)
+    assert asks_for_a_name(ast.parse("norm == 'none'", mode="eval").body)
+    paths = [path for folder in ("ln", "experiments", "scripts") for path in (ROOT / folder).rglob("*.py")]
+    assert len(paths) > 50
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in paths
+        for node in ast.walk(ast.parse(path.read_text()))
+        if asks_for_a_name(node) and isinstance(node, ast.expr)
+    ]
+    assert not found
 
 
 @pytest.mark.parametrize("name", NORMS)

@@ -12,10 +12,10 @@ import wandb_workspaces.workspaces as ws
 from wandb_workspaces.reports.v2.internal import ReportViewspec
 from wandb_workspaces.workspaces.internal import View
 
+from ln.norms import NORMS
 from ln.suite.config import Recipe, names
 from ln.suite.judging.claims import load_claims
 from ln.suite.runs.train import carry_out
-from ln.suite.showing.figures import COLOURS
 from ln.suite.showing.report import conclude
 from ln.suite.showing.workspaces import panels_of, write_json
 
@@ -46,14 +46,14 @@ def test_the_dry_run_is_what_the_library_reads_and_the_claims_say(group: str, tm
         for plot in (*figure.panels, *by_step.panels, *by_seconds.panels):
             assert (plot.groupby, plot.groupby_aggfunc, plot.groupby_rangefunc) == ("JobType", "mean", "stddev")
         assert f"{experiment}/laptop" in str(workspace.runset_settings.filters)
-        assert workspace.runset_settings.group_colors == COLOURS
+        assert workspace.runset_settings.group_colors == {norm: traits.colour for norm, traits in NORMS.items()}
     report = wr.Report._from_model(ReportViewspec.model_validate_json(written[f"{group}.report.json"]))
     grids = [block for block in report.blocks if isinstance(block, wr.PanelGrid)]
     assert [grid.runsets[0].name for grid in grids] == experiments
     for experiment, grid in zip(experiments, grids, strict=True):
         assert len(grid.panels) >= len(panels_of(document, experiment))
         assert f"{experiment}/laptop" in str(grid.runsets[0].filters)
-        assert sorted(grid.custom_run_colors.values()) == sorted(COLOURS.values())
+        assert sorted(grid.custom_run_colors.values()) == sorted(traits.colour for traits in NORMS.values())
     text = "\n".join(block.text for block in report.blocks if isinstance(block, wr.MarkdownBlock))
     for claim in document["claims"]:
         assert claim["sentence"] in text

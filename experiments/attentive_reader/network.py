@@ -39,7 +39,7 @@ class AttentiveReader(nn.Module):
         super().__init__()
         self.dropout = dropout
         self.embedding = nn.Embedding(vocabulary, hidden)
-        kind = PooledInputLSTM if pooled_input and norm.name == "batch" else LSTM
+        kind = PooledInputLSTM if pooled_input and norm.traits.axis == "batch" else LSTM
         self.reader, self.asker = (
             kind(
                 hidden,
@@ -60,11 +60,11 @@ class AttentiveReader(nn.Module):
         self.from_mean = nn.Linear(R, hidden, bias=False)  # W_m
         self.output = nn.Linear(hidden, vocabulary)
         terms = ("attend_word", "attend_question", "from_context", "from_question", "from_mean")
-        batch = everywhere and norm.name == "batch"
+        batch = everywhere and norm.traits.axis == "batch"
         self.norms = nn.ModuleDict()
         for term in terms if batch else ():
-            self.norms[term] = module = nn.BatchNorm1d(hidden, eps=norm.eps, momentum=norm.momentum)
-            nn.init.constant_(module.weight, norm.initial_gain)
+            self.norms[term] = module = norm.traits.make(hidden, eps=norm.eps, momentum=norm.momentum)
+            nn.init.constant_(module.get_parameter("weight"), norm.initial_gain)
 
     def forward(self, passage: Tensor, lengths: Tensor, question: Tensor, question_lengths: Tensor) -> Tensor:
         """(B, V) scores; passage (T, B) and question (U, B) ids, lengths (B,) each."""
@@ -121,6 +121,8 @@ class PooledInputLSTM(LSTM):
     inputs_tracked: Tensor
 
     def __init__(self, input_size: int, hidden_size: int, *args: Any, norm: NormConfig, **options: Any) -> None:
+        if not (norm.traits.centred and norm.traits.population):
+            raise ValueError(f"norm={norm.name} has no pooled statistics here: they are centred, with averages")
         super().__init__(
             input_size, hidden_size, *args, norm=dataclasses.replace(norm, sites=("recurrent", "cell")), **options
         )

@@ -12,11 +12,11 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from ln.suite.data.cloze import PLACEHOLDER
-from ln.suite.showing.figures import COLOURS, new_figure, save
+from ln.suite.showing.figures import new_figure, save
 
 EACH = 3  # passages answered rightly, and as many wrongly
 LINE = 84  # characters
-SHADE, RIGHT, WRONG = COLOURS["batch"], COLOURS["weight"], "#D55E00"  # Okabe & Ito's vermilion
+SHADE, RIGHT, WRONG = "#E69F00", "#009E73", "#D55E00"  # Okabe & Ito's orange, green and vermilion
 LINE_INCHES, CHARACTER_INCHES, POINTS = 0.17, 0.075, 8.0
 
 

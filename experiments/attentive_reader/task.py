@@ -20,7 +20,6 @@ from ln.suite.data import Source, cloze, cnn_questions, resolve
 from ln.suite.data.cloze import FIRST_ENTITY, Cloze, most_frequent_entity, most_similar, rarity
 from ln.suite.data.vocabulary import UNKNOWN, padded
 from ln.suite.errors import Mistake
-from ln.suite.showing.figures import LABELS
 from ln.suite.task import Shuffled, Task, stream_seed
 
 EVALUATION_BATCH = 250
@@ -38,7 +37,7 @@ class Settings:
     bidirectional: bool = False
     everywhere: bool = False  # batch norm also on the terms of the attention and of the output
     pooled_input: bool = False  # batch norm's input statistics over all steps together
-    layer_gain: float = 1.0  # layer norm's initial gains
+    layer_gain: float = 1.0  # initial gains where statistics go over the features
     published_init: bool = False  # all gates start equal
     train_questions: int = zero_allowed(0)  # spread over the split; 0: all
     evaluate_questions: int = zero_allowed(0)  # spread over the split; 0: all
@@ -84,7 +83,7 @@ def permuted(words: Tensor, permutations: Tensor) -> Tensor:
 
 
 def norm_for_reader(norm: NormConfig, settings: Settings) -> NormConfig:
-    return dataclasses.replace(norm, gain_init=settings.layer_gain) if norm.name == "layer" else norm
+    return dataclasses.replace(norm, gain_init=settings.layer_gain) if norm.traits.axis == "features" else norm
 
 
 class AttentiveReaderTask(Task):
@@ -209,4 +208,4 @@ class AttentiveReaderTask(Task):
                     *self.corpus.vocabulary.decode([int(batch[4][b]), int(scores[b].argmax())]),
                 )
             )
-        pictures.draw(folder / "attention.png", answered, LABELS[self.recipe.norm.name])
+        pictures.draw(folder / "attention.png", answered, self.recipe.norm.traits.label)

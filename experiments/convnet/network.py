@@ -184,22 +184,27 @@ def initialized(linear: nn.Module, norm: NormConfig, settings: Settings) -> nn.M
 
 
 def summed_input_norm(channels: int, side: int, norm: NormConfig, settings: Settings) -> nn.Module:
-    """What normalizes the summed inputs (B, C, A, A) of a convolution; Identity where nothing does."""
-    if norm.name == "weight" and settings.mean_only:
-        return MeanOnlyBatchNorm(channels, norm.momentum)
-    if norm.name == "batch":
-        return nn.BatchNorm2d(channels, eps=norm.eps, momentum=norm.momentum)
-    if norm.name == "layer":
+    """What normalizes the summed inputs (B, C, A, A) of a convolution; Identity where nothing does.
+
+    Raises:
+        Mistake: a norm whose statistics are not written for maps.
+    """
+    traits = norm.traits
+    if not traits.normalizes:
+        mean_only = traits.reparameterizes and settings.mean_only
+        return MeanOnlyBatchNorm(channels, norm.momentum) if mean_only else nn.Identity()
+    if traits.axis == "features" and traits.centred:
         return LAYER_NORMS[settings.layer_norm](channels, side, norm.eps)
-    return nn.Identity()
+    if traits.axis == "batch" and traits.centred and traits.population:
+        return nn.BatchNorm2d(channels, eps=norm.eps, momentum=norm.momentum)
+    raise Mistake(f"norm={norm.name}: the convolutions of this network have no {traits.statistics}")
 
 
 def logits_norm(classes: int, norm: NormConfig, settings: Settings) -> nn.Module:
     """What normalizes the summed inputs (B, K) of the last layer."""
-    if norm.name == "weight" and settings.mean_only:
+    traits = norm.traits
+    if traits.reparameterizes and not traits.normalizes and settings.mean_only:
         return MeanOnlyBatchNorm(classes, norm.momentum)
-    if norm.name == "batch":
-        return nn.BatchNorm1d(classes, eps=norm.eps, momentum=norm.momentum)
-    if norm.name == "layer" and settings.layer_norm_logits:
-        return nn.LayerNorm(classes, eps=norm.eps)
-    return nn.Identity()
+    if traits.axis == "features" and not settings.layer_norm_logits:
+        return nn.Identity()
+    return traits.make(classes, eps=norm.eps, momentum=norm.momentum)

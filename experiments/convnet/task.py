@@ -17,7 +17,6 @@ from experiments.convnet.network import ConvPool, Settings
 from ln.suite.config import Recipe
 from ln.suite.data import Source, cifar10, resolve
 from ln.suite.errors import Mistake
-from ln.suite.showing.figures import LABELS
 from ln.suite.task import Shuffled, Task, stream_seed
 
 CLASSES = 10
@@ -79,7 +78,7 @@ class ConvNet(Task):
         Weight norm's data-dependent initialization is done here, before the very first step: a run that goes on from
         its checkpoint never comes back to it.
         """
-        if step == 0 and self.recipe.norm.name == "weight":
+        if step == 0 and self.recipe.norm.traits.reparameterizes:
             self.initialize()
         epoch = step // self.steps_per_epoch
         factor = min(1.0, 2 * (1 - epoch / self.epochs))
@@ -122,6 +121,6 @@ class ConvNet(Task):
     def draw(self, folder: Path) -> None:
         if self.recipe.seed == 0:  # one picture per norm is enough
             images = self.images["test"][:STATISTICS_IMAGES]
-            what = f"{self.recipe.experiment}, {LABELS[self.recipe.norm.name]}"
+            what = f"{self.recipe.experiment}, {self.recipe.norm.traits.label}"
             title = f"{what}: {self.source.name} [{self.source.status}], {len(images)} test images"
             pictures.draw(self.model, images, title, folder / "boundary.png")

@@ -134,7 +134,7 @@ class Draw(nn.Module):
         self.side, self.settings = side, settings
         H, R, W, Z = settings.hidden, settings.read, settings.write, settings.latents
         # The paper's DRAW normalizes the cell state only; the gates' summed inputs are left alone.
-        cell_norm = replace(norm, sites=("cell",)) if norm.name in ("layer", "batch") else norm
+        cell_norm = replace(norm, sites=("cell",)) if norm.traits.normalizes else norm
         wrap = norms.get(norm.name).wrap_linear
         self.encoder = LSTMCell(2 * R * R + H, H, norm=cell_norm)
         self.decoder = LSTMCell(Z, H, norm=cell_norm)

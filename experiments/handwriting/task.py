@@ -20,7 +20,7 @@ from ln.suite.data import Source, handwriting, resolve
 from ln.suite.data.pen_strokes import PRIVATE
 from ln.suite.errors import Mistake
 from ln.suite.runs.folder import finished_run
-from ln.suite.showing.figures import LABELS, new_figure
+from ln.suite.showing.figures import new_figure
 from ln.suite.task import Shuffled, Task
 
 EVALUATION_BATCH = 128
@@ -94,7 +94,7 @@ class Handwriting(Task):
 
     @property
     def static_shapes(self) -> bool:  # type: ignore[override]
-        return self.recipe.norm.name != "batch"
+        return self.recipe.norm.traits.axis != "batch"
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
         chosen, train = self.order.indices(step), self.splits["train"]
@@ -134,7 +134,7 @@ class Handwriting(Task):
         characters = max(3, round(length / float(self.network.pace)))
         real = [points[i][: length + 1] for i in chosen]
         short = [texts[i][:characters].strip() for i in chosen]
-        norm = LABELS[self.recipe.norm.name]
+        norm = self.recipe.norm.traits.label
         written = [line for line, _ in self.network.write(short, SAMPLE_BIAS)]
         picture_samples(folder / "samples.png", short, real, written, f"{norm}, bias {SAMPLE_BIAS}")
         line, classes = torch.from_numpy(real[0]).to(self.device), self.network.indices(texts[chosen[0]]).unsqueeze(0)

@@ -12,9 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from ln.norms import NORMS
 from ln.suite.data.precomp import CAPTIONS, Captioned
 from ln.suite.data.scenes import contained, parsed
-from ln.suite.showing.figures import COLOURS, LABELS, new_figure, save
+from ln.suite.showing.figures import new_figure, save
 
 QUERIES, SHOWN = 8, 5
 RIGHT = "#009E73"  # Okabe & Ito's green
@@ -58,7 +59,7 @@ def retrievals(path: Path, data: Captioned, error: Tensor, rank: Tensor, norm: s
     for row, query in enumerate(queries):
         own = f"own image: rank {int(rank[query])} of {error.shape[1]}"
         (_scene_row if scenes else _name_row)(axis, row, data, query, nearest[query].tolist(), own)
-    figure.suptitle(f"{source}, test: the images nearest to a caption ({LABELS[norm]})", fontsize=10)
+    figure.suptitle(f"{source}, test: the images nearest to a caption ({NORMS[norm].label})", fontsize=10)
     save(figure, path, vectors=False)
 
 
@@ -116,11 +117,11 @@ def learned_order(path: Path, s: Tensor, v: Tensor, pairs: tuple[Tensor, Tensor]
         plane.plot(across[chain], up[chain], color="#bbbbbb", linewidth=0.8, zorder=1)
         for place, point in enumerate(chain[:-1]):
             plane.scatter(
-                across[point], up[point], color=COLOURS[norm], alpha=shades[place], s=14 + 8 * place, zorder=2
+                across[point], up[point], color=NORMS[norm].colour, alpha=shades[place], s=14 + 8 * place, zorder=2
             )
         plane.scatter(across[chain[-1]], up[chain[-1]], color="#D55E00", marker="s", s=26, zorder=3)
     for place, label in ((0, "most general caption"), (CAPTIONS - 1, "full caption")):
-        plane.scatter([], [], color=COLOURS[norm], alpha=shades[place], s=14 + 8 * place, label=label)
+        plane.scatter([], [], color=NORMS[norm].colour, alpha=shades[place], s=14 + 8 * place, label=label)
     plane.scatter([], [], color="#D55E00", marker="s", s=26, label="scene")
     plane.legend(fontsize=7, loc="best")
     plane.set_xlabel("first principal component")
@@ -128,11 +129,11 @@ def learned_order(path: Path, s: Tensor, v: Tensor, pairs: tuple[Tensor, Tensor]
     plane.set_title("from general captions to scenes")
 
     forth, back = (x.numpy() for x in violations(s, *pairs))
-    spread.scatter(back, forth, s=3, alpha=0.15, color=COLOURS[norm], rasterized=True)
+    spread.scatter(back, forth, s=3, alpha=0.15, color=NORMS[norm].colour, rasterized=True)
     end = max(forth.max(), back.max()) * 1.02
     spread.plot([0, end], [0, end], color="#999999", linewidth=0.8)
     spread.set(xlim=(0, end), ylim=(0, end), xlabel="violation of the order turned round")
     spread.set_ylabel("violation of the true order")
     spread.set_title(f"{len(forth):,} known pairs, {100 * (forth < back).mean():.0f} % below the line (chance 50 %)")
-    figure.suptitle(f"generated scenes, test: the learned order ({LABELS[norm]})", fontsize=10)
+    figure.suptitle(f"generated scenes, test: the learned order ({NORMS[norm].label})", fontsize=10)
     save(figure, path)

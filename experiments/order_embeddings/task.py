@@ -68,7 +68,7 @@ class OrderEmbeddings(Task):
         self.features = {split: torch.from_numpy(part.features).to(device) for split, part in self.data.items()}
         self.examples = {split: len(features) for split, features in self.features.items()}
         norm = recipe.norm
-        if norm.name == "batch":
+        if norm.traits.population:
             norm = replace(norm, max_steps=int(self.captions["train"].lengths.max()))
         D = self.features["train"].shape[1]
         self.embedding = OrderEmbedding(

@@ -25,7 +25,7 @@ from ln.suite.data.book_batches import SameLength, permuted
 from ln.suite.data.vocabulary import EOS, UNKNOWN, padded
 from ln.suite.errors import Mistake
 from ln.suite.runs.folder import finished_run
-from ln.suite.showing.figures import LABELS, new_figure, save
+from ln.suite.showing.figures import new_figure, save
 from ln.suite.task import Task, stream_seed
 
 ENCODE_BATCH = 256
@@ -61,7 +61,7 @@ class SkipThoughts(nn.Module):
         update_bias: float = 0.0,
     ) -> None:
         super().__init__()
-        if norm.name == "batch":
+        if norm.traits.population:
             norm = dataclasses.replace(norm, max_steps=books.SHORTER_THAN)  # the longest sentence and its end
         self.embedding = nn.Embedding(vocabulary, words)
         self.encoder = GRU(words, hidden, norm=norm)
@@ -276,7 +276,7 @@ class SkipThoughtsTask(Task):
             (" ".join(self.vocabulary.decode(query)), found)
             for query, found in zip(chosen, self.nearest(chosen, NEIGHBOURS), strict=True)
         ]
-        picture_nearest(folder / "nearest.png", rows, LABELS[self.recipe.norm.name])
+        picture_nearest(folder / "nearest.png", rows, self.recipe.norm.traits.label)
 
 
 def together(stories: Source, sets: sentence_sets.Found) -> Source:

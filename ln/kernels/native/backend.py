@@ -18,9 +18,10 @@ from torch.autograd.function import once_differentiable
 
 from ln.kernels.native import build as native_build
 from ln.kernels.native.memory import POOL
-from ln.norms import NormConfig
+from ln.norms import NormConfig, Statistics, refusal
 from ln.reference import Params, Stats
 
+_IMPLEMENTED = (Statistics("features", centred=True), Statistics("batch", centred=True))
 _SITE_BITS = {"input": 1, "recurrent": 2, "cell": 4}
 _INTEGERS = "T B D H gru columns sites threads groups chunk given_stats external"
 _POINTERS = (
@@ -62,7 +63,7 @@ def supports(cell: str, cfg: NormConfig, device: torch.device, dtype: torch.dtyp
         return f"native runs on the CPU, not on {device.type}"
     if dtype != torch.float32:
         return f"native computes in float32, not in {str(dtype).removeprefix('torch.')}"
-    return None
+    return refusal(cfg, _IMPLEMENTED)
 
 
 class _Order(torch.autograd.Function):
@@ -117,7 +118,7 @@ class _Call:
         self, x: Tensor, c0: Tensor | None, params: dict[str, Tensor | None], T: int, B: int, D: int, H: int
     ) -> _Args:
         a = _Args(T=T, B=B, D=D, H=H, gru=self.cell == "gru", eps=self.cfg.eps, external=self.external)
-        a.columns = self.cfg.name == "batch"
+        a.columns = self.cfg.traits.axis == "batch"
         a.sites = sum(_SITE_BITS[site] for site in self.cfg.sites_for(self.cell))
         a.given_stats = self.stats is not None
         G = (3 if self.cell == "gru" else 4) * H

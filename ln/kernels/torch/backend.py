@@ -13,8 +13,10 @@ from torch import Tensor
 from ln.kernels.torch.gru import GRUFunction
 from ln.kernels.torch.lstm import LSTMFunction
 from ln.kernels.torch.sites import Setup
-from ln.norms import NormConfig
+from ln.norms import NormConfig, Statistics, refusal
 from ln.reference import Params, Stats
+
+_IMPLEMENTED = (Statistics("features", centred=True), Statistics("batch", centred=True))
 
 
 def _setup(
@@ -32,7 +34,7 @@ def _setup(
         time = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
         past = (time >= lengths).unsqueeze(-1)
         ends = (time == lengths - 1).unsqueeze(-1).to(x.dtype)
-        valid = (~past).to(x.dtype) if cfg.name == "batch" else None
+        valid = (~past).to(x.dtype) if cfg.traits.axis == "batch" else None
     trained = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (x, *differentiable))
     return Setup(cfg, cfg.sites_for(cell), valid, ends, stats, trained and not recompute, {}), past
 
@@ -107,4 +109,4 @@ def supports(cell: str, cfg: NormConfig, device: torch.device, dtype: torch.dtyp
         return "it has no simple RNN"
     if dtype not in (torch.float32, torch.float64):
         return f"it computes in float32 or float64, not {dtype}"
-    return None
+    return refusal(cfg, _IMPLEMENTED)

@@ -106,7 +106,7 @@ class _Layer:
         (T, B, _), H, setup = x.shape, self.H, self.setup
         output = x.new_empty(T, B, H)
         kept = []
-        batch = setup.cfg.name == "batch"
+        batch = setup.cfg.traits.axis == "batch"
         statistics: tuple[list[Saved], ...] = ([], [], [], [])
         for start, end in chunks(T, B, 3 * H):
             at = slice(start, end)

@@ -65,7 +65,7 @@ class _Layer:
         output, cells = x.new_empty(T, B, H), x.new_empty(T, B, H)
         weight, kept = self.p.weight_hh.t(), []
         statistics: tuple[list[Saved], ...] = ([], [], [])
-        batch = self.setup.cfg.name == "batch"
+        batch = self.setup.cfg.traits.axis == "batch"
         for start, end in chunks(T, B, 4 * H):
             zx, gates, saved_x = self.from_inputs(x, start, end)
             out = output.new_empty(end - start, B, H)

@@ -174,7 +174,7 @@ class Setup(NamedTuple):
         if site not in self.sites:
             return NoNorm(bias)
         assert gain is not None
-        if self.cfg.name == "layer":
+        if self.cfg.traits.axis == "features":
             return LayerNorm(gain, bias, self.cfg.eps)
         return BatchNorm(gain, bias, self.cfg.eps, self.given is not None)
 
@@ -187,13 +187,13 @@ class Setup(NamedTuple):
 
     def keep_statistics(self, name: str, saved: list[Saved]) -> None:
         """Note the batch statistics of all steps; `saved` holds them in pieces (..., 1, n), in the order of time."""
-        if self.cfg.name != "batch" or not saved or not saved[0]:
+        if self.cfg.traits.axis != "batch" or not saved or not saved[0]:
             return
         for field, pieces in zip(("mean", "var"), zip(*saved, strict=True), strict=True):
             self.used[f"{field}_{name}"] = torch.cat([piece.flatten(0, -2) for piece in pieces])
 
     def stats(self) -> Stats | None:
-        return Stats(**self.used) if self.cfg.name == "batch" else None
+        return Stats(**self.used) if self.cfg.traits.axis == "batch" else None
 
 
 def chunks(T: int, B: int, G: int) -> list[tuple[int, int]]:

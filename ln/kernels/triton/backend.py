@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ln.norms import NormConfig
+from ln.norms import NormConfig, Statistics, refusal
 from ln.reference import Params, Stats
 
+_IMPLEMENTED = (Statistics("features", centred=True), Statistics("batch", centred=True))
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MAX_ROWS = _MAX_UNITS = 4096  # triton_loop.TILE, known without triton
 
@@ -51,7 +52,7 @@ def supports(cell: str, cfg: NormConfig, device: torch.device, dtype: torch.dtyp
         return f"triton runs on {'the CPU under its interpreter' if _interpreted() else 'CUDA'}, not on {device.type}"
     if dtype not in _DTYPES:
         return f"triton computes in float32, not in {str(dtype).removeprefix('torch.')}"
-    return None
+    return refusal(cfg, _IMPLEMENTED)
 
 
 class _Sequence(torch.autograd.Function):
@@ -92,7 +93,7 @@ def _sequence(
         raise ValueError(
             f"the triton backend takes at most {_MAX_UNITS} units, but H = {h0.shape[1]}; use backend=torch"
         )
-    if cfg.name == "batch" and x.shape[1] > _MAX_ROWS:
+    if cfg.traits.axis == "batch" and x.shape[1] > _MAX_ROWS:
         raise ValueError(
             f"batch norm in the triton backend takes at most {_MAX_ROWS} rows, but B = {x.shape[1]}; use backend=torch"
         )
@@ -106,7 +107,7 @@ def _sequence(
     else:
         first, h, c, *parameters = inputs
         outputs, _, _ = Layer(call, Params(*parameters), x.shape[1]).forward(first, h, c)  # type: ignore[arg-type]
-    used = (call.used or stats or Stats()) if cfg.name == "batch" else None
+    used = (call.used or stats or Stats()) if cfg.traits.axis == "batch" else None
     return [output.to(x.dtype) for output in outputs], used
 
 

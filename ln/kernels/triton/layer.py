@@ -101,7 +101,9 @@ class Call:
     def norm(self) -> int:
         if not self.sites:
             return NO_NORM.value
-        return LAYER.value if self.cfg.name == "layer" else (BATCH.value if self.given is None else GIVEN.value)
+        if self.cfg.traits.axis == "features":
+            return LAYER.value
+        return BATCH.value if self.given is None else GIVEN.value
 
     def chunks(self, T: int, B: int, G: int) -> list[tuple[int, int]]:
         length = T if self.keep and not self.recompute else max(16, _CHUNK // (B * G))

@@ -13,11 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from ln.norms import NORMS
 from ln.suite.judging.claims import Runs
 
-# Okabe & Ito's palette.
-COLOURS = {"none": "#555555", "batch": "#E69F00", "weight": "#009E73", "layer": "#0072B2"}
-LABELS = {"none": "no norm", "batch": "batch norm", "weight": "weight norm", "layer": "layer norm"}
 PUBLISHED: dict[str, Any] = {"linestyle": (0, (1, 1.5)), "linewidth": 1.6, "alpha": 0.9}
 REFERENCE: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1.0}
 LEGEND_ENTRY_INCHES = 2.0  # the widest entry, a published value
@@ -65,14 +63,15 @@ def mean_curve(curves: list[tuple[list[float], list[float]]]) -> tuple[np.ndarra
 
 def draw_curves(axes: Axes, runs: Runs, metric: str, x: str = "step") -> None:
     """Every seed faint, the mean of each norm on top."""
-    for norm, by_seed in sorted(runs.items(), key=lambda item: list(COLOURS).index(item[0])):
+    for name, by_seed in sorted(runs.items(), key=lambda item: list(NORMS).index(item[0])):
+        norm = NORMS[name]
         curves = [curve for run in by_seed.values() if (curve := run.curve(metric, x))[0]]
         for positions, values in curves:
-            axes.plot(positions, values, color=COLOURS[norm], alpha=0.25, linewidth=0.8)
+            axes.plot(positions, values, color=norm.colour, alpha=0.25, linewidth=0.8)
         if curves:
             where, mean = mean_curve(curves)
             marker = "o" if len(where) < 12 else None
-            axes.plot(where, mean, color=COLOURS[norm], linewidth=1.8, marker=marker, markersize=3, label=LABELS[norm])
+            axes.plot(where, mean, color=norm.colour, linewidth=1.8, marker=marker, markersize=3, label=norm.label)
 
 
 def draw_band(axes: Axes, runs: Runs, metric: str, deviation: str, x: str) -> None:
@@ -82,7 +81,7 @@ def draw_band(axes: Axes, runs: Runs, metric: str, deviation: str, x: str) -> No
         if curves:
             where, mean = mean_curve(curves)
             _, half = mean_curve([run.curve(deviation, x) for run in by_seed.values() if run.curve(deviation, x)[0]])
-            axes.fill_between(where, mean - half, mean + half, color=COLOURS[norm], alpha=0.12, linewidth=0)
+            axes.fill_between(where, mean - half, mean + half, color=NORMS[norm].colour, alpha=0.12, linewidth=0)
 
 
 def draw_reference(axes: Axes, reference: dict[str, Any], runs: Runs, x: str) -> None:
@@ -105,7 +104,7 @@ def two_or_five(value: float, position: int) -> str:
 def draw_panel(axes: Axes, panel: dict[str, Any], runs: Runs) -> None:
     """One panel as the claims file describes it: published values as dotted lines or points, references dashed."""
     x = panel.get("x", "step")
-    shown = panel.get("norms", COLOURS)
+    shown = panel.get("norms", NORMS)
     runs = {norm: by_seed for norm, by_seed in runs.items() if norm in shown}
     draw_curves(axes, runs, panel["metric"], x)
     if "band" in panel:
@@ -113,8 +112,8 @@ def draw_panel(axes: Axes, panel: dict[str, Any], runs: Runs) -> None:
     if "reference" in panel:
         draw_reference(axes, panel["reference"], runs, x)
     for published in panel.get("published", []):
-        colour = COLOURS[published["norm"]]
-        name = f"published, {LABELS[published['norm']]}"
+        norm = NORMS[published["norm"]]
+        colour, name = norm.colour, f"published, {norm.label}"
         if "points" in published:
             positions = list(published["points"])
             axes.plot(positions, list(published["points"].values()), color=colour, marker="x", label=name, **PUBLISHED)

@@ -14,10 +14,11 @@ import wandb_workspaces.expr as expr
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
 
+from ln.norms import NORMS
 from ln.suite.config import names
 from ln.suite.judging.claims import load_claims
 from ln.suite.runs.mirror import PROJECT
-from ln.suite.showing.figures import COLOURS, X_LABELS
+from ln.suite.showing.figures import X_LABELS
 from ln.suite.showing.report import WORDS, read_verdicts
 
 Panel = dict[str, Any]
@@ -109,7 +110,7 @@ def workspace(group: str, experiment: str, profile: str, results: str | Path, en
         runset_settings=ws.RunsetSettings(
             filters=expr.And(expr.Metric("Group") == f"{experiment}/{profile}"),
             groupby=[expr.Metric("JobType")],
-            group_colors={norm: colour for norm, colour in COLOURS.items()},
+            group_colors={norm: traits.colour for norm, traits in NORMS.items()},
         ),
     )
 
@@ -137,8 +138,8 @@ def report(group: str, profile: str, results: str | Path, entity: str, *, saved:
         keys = pictures(results, profile, experiment)
         media = [wr.MediaBrowser(media_keys=keys)] if keys else []
         colours: Any = {
-            wr.RunsetGroup(experiment, (wr.RunsetGroupKey(wr.Metric("JobType"), norm),)): colour
-            for norm, colour in COLOURS.items()
+            wr.RunsetGroup(experiment, (wr.RunsetGroupKey(wr.Metric("JobType"), norm),)): traits.colour
+            for norm, traits in NORMS.items()
         }
         panels = plots(panels_of(document, experiment))
         blocks += [

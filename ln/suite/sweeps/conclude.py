@@ -6,11 +6,12 @@ from typing import Any
 
 from matplotlib.ticker import FuncFormatter
 
+from ln.norms import NORMS, Normalization
 from ln.suite.config import names
 from ln.suite.judging.claims import Measured, load_runs
 from ln.suite.runs.folder import DONE, FAILED
 from ln.suite.runs.tracking import mirror_verdicts
-from ln.suite.showing.figures import COLOURS, LABELS, new_figure, save, two_or_five
+from ln.suite.showing.figures import new_figure, save, two_or_five
 from ln.suite.showing.report import conclude, terminal_table
 from ln.suite.sweeps.cells import Definition, SweepCell, value_root
 from ln.suite.sweeps.launch import BUSY, Notes
@@ -62,10 +63,10 @@ def sensitivity_figure(definition: Definition, profile: str, results: str | Path
     axis = axes[0, 0]
     axis.set_xscale("log")
     offset = 1.0
-    for norm, colour in COLOURS.items():
+    for norm, traits in NORMS.items():
         runs = {value: list(found[norm].values()) for value, found in by_value.items() if norm in found}
         if runs:
-            draw_norm(axis, norm, colour, runs, definition.metric, offset)
+            draw_norm(axis, traits, runs, definition.metric, offset)
             offset *= 1.05  # diverged runs of several norms beside, not on, each other
     reached = [run.value(definition.metric, "final", True) for run in done if not run.diverged]
     if reached and min(reached) > 0 and max(reached) > WIDE * min(reached):
@@ -82,14 +83,14 @@ def sensitivity_figure(definition: Definition, profile: str, results: str | Path
     return save(figure, Path(results) / "sweeps" / definition.name / f"figure-{profile}.png")
 
 
-def draw_norm(axis: Any, norm: str, colour: str, runs: dict[Any, list[Measured]], metric: str, offset: float) -> None:
+def draw_norm(axis: Any, norm: Normalization, runs: dict[Any, list[Measured]], metric: str, offset: float) -> None:
     """Every seed a faint point, the mean over seeds a line; a run that diverged a cross at the top."""
     finite = {value: [run.value(metric, "final", True) for run in found if not run.diverged] for value, found in
               runs.items()}  # fmt: skip
     for value, found in finite.items():
-        axis.plot([value] * len(found), found, "o", color=colour, alpha=0.3, markersize=3)
+        axis.plot([value] * len(found), found, "o", color=norm.colour, alpha=0.3, markersize=3)
         if len(found) < len(runs[value]):
-            axis.plot([value * offset], [0.97], "x", color=colour, transform=axis.get_xaxis_transform())
+            axis.plot([value * offset], [0.97], "x", color=norm.colour, transform=axis.get_xaxis_transform())
     # The mean of some seeds would look better than the setting is, so the line leaves out where one diverged.
     whole = {value: fmean(found) if len(found) == len(runs[value]) else float("nan") for value, found in finite.items()}
-    axis.plot(list(whole), list(whole.values()), color=colour, linewidth=1.8, label=LABELS[norm])
+    axis.plot(list(whole), list(whole.values()), color=norm.colour, linewidth=1.8, label=norm.label)

@@ -16,10 +16,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from ln.norms import NORMS
 from ln.suite.config import PROFILES
 from ln.suite.errors import Mistake
 from ln.suite.judging.claims import NOT_RUN, judge_runs, load_claims
-from ln.suite.showing.figures import LABELS
 from ln.suite.showing.page import curves
 from ln.suite.showing.page.found import Found, commit, find_runs, made_with, measured
 from ln.suite.showing.page.pictures import Album, Picture
@@ -232,7 +232,8 @@ def _environment(html: bool) -> Environment:
     )
     environment.filters |= {"cell": _cell, "commit": commit, "duration": duration}
     environment.filters |= {"number": "{:.4g}".format, "runs": lambda n: f"{n} run" + "s" * (n != 1)}
-    environment.globals |= {"words": WORDS, "marks": MARKS, "labels": LABELS, "palette": curves.palette()}
+    labels = {norm: traits.label for norm, traits in NORMS.items()}
+    environment.globals |= {"words": WORDS, "marks": MARKS, "labels": labels, "palette": curves.palette()}
     environment.globals["symbols"] = {norm: entry["sign"] for norm, entry in curves.palette().items()}
     return environment
 

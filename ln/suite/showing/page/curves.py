@@ -3,12 +3,14 @@
 Shapes: E evaluations of a run, P points kept of them.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ln.suite.showing.figures import COLOURS, LABELS, X_LABELS
+from ln.norms import NORMS
+from ln.suite.showing.figures import X_LABELS
 from ln.suite.showing.page.found import AXES, Found
 
 # All curves of a page together, about 7 bytes each; with plotly.js the page stays well below 5 MB.
@@ -31,14 +33,20 @@ SYMBOLS = (
 def norms(found: Sequence[Found]) -> list[str]:
     """The norms that have curves, in the figures' order."""
     present = {run.norm for run in found if run.done}
-    return [norm for norm in COLOURS if norm in present]
+    return [norm for norm in NORMS if norm in present]
 
 
 def palette() -> dict[str, dict[str, str]]:
     """For each norm its name, its colour on white and in the dark, and its sign."""
     return {
-        norm: {"name": LABELS[norm], "light": colour, "dark": on_dark(colour), "sign": sign, "marker": marker}
-        for (norm, colour), (sign, marker) in zip(COLOURS.items(), SYMBOLS, strict=False)
+        norm: {
+            "name": traits.label,
+            "light": traits.colour,
+            "dark": on_dark(traits.colour),
+            "sign": sign,
+            "marker": marker,
+        }
+        for (norm, traits), (sign, marker) in zip(NORMS.items(), itertools.cycle(SYMBOLS), strict=False)
     }
 
 

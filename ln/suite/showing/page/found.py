@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ln.norms import NORMS
 from ln.suite.judging.claims import Measured, Runs
 from ln.suite.runs.folder import DIVERGED, DONE, read_metrics
-from ln.suite.showing.figures import COLOURS
 
 UNREADABLE = "unreadable"
 FILES = ("config.yaml", "run.json", "metrics.jsonl")
@@ -76,7 +76,7 @@ def find_runs(results: Path, profile: str, experiment: str) -> list[Found]:
         name = folder.relative_to(results).as_posix()
         files = [file for file in FILES if (folder / file).exists()]
         found.append(Found(experiment, folder.parent.name, int(folder.name), name, info, records, files, bool(said)))
-    order = {norm: place for place, norm in enumerate(COLOURS)}
+    order = {norm: place for place, norm in enumerate(NORMS)}
     return sorted(found, key=lambda run: (order[run.norm], run.seed))
 
 

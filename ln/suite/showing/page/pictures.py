@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from ln.suite.showing.figures import LABELS
+from ln.norms import NORMS
 from ln.suite.showing.page.found import Found
 
 ROOM_BYTES = 900_000  # of all embedded pictures, before base64 makes a third more of them
@@ -77,7 +77,7 @@ class Album:
                 first.setdefault((run.experiment, run.norm), (run, paths))
         pictures = []
         for run, paths in first.values():
-            name = f"{LABELS[run.norm]}, seed {run.seed}"
+            name = f"{NORMS[run.norm].label}, seed {run.seed}"
             for path in paths:
                 pictures.append(self.take(path, f"{words(path)} of the run of {run.experiment} with {name}", name))
         return sorted(pictures, key=lambda picture: picture.kind)
