@@ -12,3 +12,13 @@ def fail(sentence: object) -> NoReturn:
     """Say one sentence on stderr and stop with a non-zero status."""
     print(f"error: {sentence}", file=sys.stderr, flush=True)
     sys.exit(1)
+
+
+def one_sentence(error: Exception) -> str:
+    """A Mistake says all there is to say; of anything else the traceback is in the run's error.log."""
+    if isinstance(error, Mistake):
+        return str(error)
+    where = getattr(error, "log", None)
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}" + (
+        f" (see {where})" if where else ""
+    )

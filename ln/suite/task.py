@@ -1,6 +1,8 @@
 """What an experiment gives to the training loop."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
 
@@ -61,6 +63,17 @@ class Task:
 
     def draw(self, folder: Path) -> None:
         """Pictures of what the finished model does (samples, reconstructions); none by default."""
+
+
+@contextmanager
+def evaluation(task: Task, seed: int) -> Iterator[None]:
+    """Evaluation mode, no gradients, and random numbers of its own, so that evaluating changes no training step."""
+    devices = [task.device] if task.device.type == "cuda" else []
+    task.model.eval()
+    with torch.no_grad(), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+    task.model.train()
 
 
 class Shuffled:

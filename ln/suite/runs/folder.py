@@ -3,7 +3,7 @@
 run.json        status, identity and its hash, provenance, speed, final metrics
 config.yaml     the composed recipe
 metrics.jsonl   one JSON object per evaluation; the only source of numbers
-checkpoint.pt, checkpoint.previous.pt, .lock     not committed
+checkpoint.pt, checkpoint.previous.pt, best.pt, .lock, .spare     not committed
 """
 
 import fcntl
@@ -12,20 +12,26 @@ import os
 import platform
 import resource
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 import torch
 
 from ln.suite.config import Recipe, differing, identity, identity_hash
 from ln.suite.errors import Mistake
+from ln.suite.files import cannot_write, replacing, write_text
+from ln.suite.runs.checkpoint import load_whole
 
 COMPLETE, DIVERGED, RUNNING, INTERRUPTED, FAILED = "complete", "diverged", "running", "interrupted", "failed"
 DONE = (COMPLETE, DIVERGED)  # a diverged run is a result, not something to try again
+CHECKPOINTS = ("checkpoint.pt", "checkpoint.previous.pt")  # the newest first
+SPARE_BYTES = 16384  # given back when the disk is full, so that run.json can still say so
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "hydra-core", "wandb")
 
 
@@ -79,11 +85,11 @@ class Run:
     source: dict[str, str]
     info: dict[str, Any] = field(default_factory=dict)
     _lock: IO[str] | None = None
-    _metrics: IO[str] | None = None
+    _metrics: BinaryIO | None = None
 
     @classmethod
     def open(cls, recipe: Recipe, source: dict[str, str]) -> "Run":
-        """Take the run's folder: new, unfinished (then `checkpoint` tells where to go on) or done.
+        """Take the run's folder: new, unfinished (then `checkpoints` tell where to go on) or done.
 
         Raises:
             Mistake: the folder holds another recipe's run, belongs to a living process, or cannot be written.
@@ -95,9 +101,22 @@ class Run:
             folder.mkdir(parents=True, exist_ok=True)
             run._take_lock()
         except OSError as error:
-            raise Mistake(f"{folder} cannot be written: {error.strerror}") from error
-        if (folder / "run.json").exists():
-            run._compare()
+            # A done run is there to be read, on a read-only disk too.
+            if not (folder / "run.json").exists() or not run._known().done:
+                raise cannot_write(folder, error) from error
+            return run
+        try:
+            run._known()
+            if run.done:
+                run.tidy()
+            else:
+                run._spare().write_bytes(b"\0" * SPARE_BYTES)
+        except OSError as error:
+            run.close()
+            raise cannot_write(run._spare(), error) from error
+        except Mistake:
+            run.close()
+            raise
         return run
 
     def _take_lock(self) -> None:
@@ -111,26 +130,51 @@ class Run:
             self._lock.close()
             raise Busy(f"{self.folder} is being worked on by {owner}") from None
         self._lock.truncate(0)
-        self._lock.write(f"process {os.getpid()} on {platform.node()}")
-        self._lock.flush()
+        with suppress(OSError):  # on a full disk the lock holds, though it cannot tell its owner
+            self._lock.write(f"process {os.getpid()} on {platform.node()}")
+            self._lock.flush()
 
-    def _compare(self) -> None:
+    def _known(self) -> "Run":
+        """Take over what run.json knows of this run.
+
+        Raises:
+            Mistake: it is another recipe's, or it is not there or damaged and nothing else tells whose this folder is.
+        """
+        path = self.folder / "run.json"
         try:
-            old = json.loads((self.folder / "run.json").read_text())
-            old_identity, old_hash = old["identity"], old["hash"]
-        except (json.JSONDecodeError, KeyError) as error:
-            self.close()
-            raise Mistake(
-                f"{self.folder}/run.json cannot be read ({error}); delete the folder to start it again"
-            ) from error
+            old = json.loads(path.read_text())
+            old_identity, old_hash, _ = old["identity"], old["hash"], old["status"]
+        except FileNotFoundError:
+            if self._measured() and not self._own_checkpoint():
+                raise Mistake(
+                    f"{self.folder} holds what a run has measured but no run.json, which tells whose; "
+                    "choose another place with RESULTS=<folder> (results=<folder>), or delete it"
+                ) from None
+            return self
+        except (ValueError, TypeError, KeyError) as error:  # cut short, emptied, no UTF-8, no JSON, not a run's
+            if self._own_checkpoint():
+                print(f"{path} is damaged and is written anew; a checkpoint tells that this is its run", flush=True)
+                return self
+            raise Mistake(f"{path} cannot be read ({error}); delete the folder to start it again") from error
         if old_hash != self.info["hash"]:
             keys = "; ".join(differing(old_identity, self.info["identity"]))
-            self.close()
             raise Mistake(
                 f"{self.folder} holds a run of another recipe ({keys}); "
                 "choose another place with RESULTS=<folder> (results=<folder>), or delete it"
             )
         self.info = old
+        return self
+
+    def _measured(self) -> bool:
+        metrics = self.folder / "metrics.jsonl"
+        return (metrics.exists() and metrics.stat().st_size > 0) or any((self.folder / c).exists() for c in CHECKPOINTS)
+
+    def _own_checkpoint(self) -> bool:
+        for name in CHECKPOINTS:
+            with suppress(Mistake):
+                if load_whole(self.folder / name)["hash"] == self.info["hash"]:
+                    return True
+        return False
 
     @property
     def done(self) -> bool:
@@ -139,10 +183,28 @@ class Run:
     # --- metrics.jsonl
 
     def append(self, record: dict[str, Any]) -> None:
-        if self._metrics is None:
-            self._metrics = (self.folder / "metrics.jsonl").open("a")
-        self._metrics.write(json.dumps(record) + "\n")
-        self._metrics.flush()
+        """Add a line to metrics.jsonl.
+
+        Raises:
+            Mistake: it cannot be written; the lines before it are whole.
+        """
+        path = self.folder / "metrics.jsonl"
+        line = json.dumps(record).encode() + b"\n"
+        try:
+            if self._metrics is None:
+                self._metrics = path.open("ab", buffering=0)
+            end = path.stat().st_size
+            if self._metrics.write(line) < len(line):  # the disk was full in the middle of it
+                os.truncate(path, end)
+                self._metrics.write(line)
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+    def cut_metrics(self, size: int) -> None:
+        """Cut metrics.jsonl back to what a checkpoint knows, so that a curve never doubles."""
+        path = self.folder / "metrics.jsonl"
+        if path.exists() and path.stat().st_size > size:
+            os.truncate(path, size)
 
     # --- checkpoints
 
@@ -153,68 +215,99 @@ class Run:
             Mistake: the disk is full or the folder cannot be written; the last good checkpoint is untouched.
         """
         metrics = self.folder / "metrics.jsonl"
-        state = {**state, "metrics_bytes": metrics.stat().st_size if metrics.exists() else 0}
-        new, current, previous = (self.folder / f"checkpoint{s}.pt" for s in (".new", "", ".previous"))
+        size = metrics.stat().st_size if metrics.exists() else 0
+        current, previous = (self.folder / name for name in CHECKPOINTS)
+        new = self.folder / "checkpoint.new.pt"
         try:
             if self._metrics is not None:
                 os.fsync(self._metrics.fileno())
-            with new.open("wb") as file:
-                torch.save(state, file)
-                file.flush()
-                os.fsync(file.fileno())
-        except (OSError, RuntimeError) as error:  # torch's zip writer turns a full disk into RuntimeError
-            new.unlink(missing_ok=True)
+            with replacing(new) as file:
+                torch.save({**state, "metrics_bytes": size, "hash": self.info["hash"]}, file)
+            if current.exists():
+                current.replace(previous)
+            new.replace(current)
+        except (OSError, Mistake) as error:
             kept = "the last good checkpoint is kept" if current.exists() else "there was none before it"
-            raise Mistake(f"{current} cannot be written ({str(error).splitlines()[0]}); {kept}") from error
-        if current.exists():
-            current.replace(previous)
-        new.replace(current)
+            cause = cannot_write(new, error) if isinstance(error, OSError) else error
+            raise Mistake(f"{cause}; {kept}") from error
 
-    def load_checkpoint(self, device: torch.device) -> dict[str, Any] | None:
-        """The newest whole checkpoint, or None; metrics.jsonl is cut back to it."""
+    def checkpoints(self, device: torch.device) -> Iterator[tuple[Path, dict[str, Any]]]:
+        """The whole checkpoints of this run, the newest first; of each other one it is said why not."""
         metrics = self.folder / "metrics.jsonl"
         size = metrics.stat().st_size if metrics.exists() else 0
-        state = None
-        for name in ("checkpoint.pt", "checkpoint.previous.pt"):
-            path = self.folder / name
+        for path in (self.folder / name for name in CHECKPOINTS):
             if not path.exists():
                 continue
             try:
-                found = torch.load(path, map_location=device, weights_only=True)
-            except Exception as error:  # a file cut short fails in many ways, all of which mean: not this one
-                print(f"{path} cannot be read ({str(error).splitlines()[0]}); going back to the one before", flush=True)
+                state = load_whole(path, device)
+                # Those written before checkpoints had a hash are vouched for by run.json.
+                if state.get("hash", self.info["hash"]) != self.info["hash"]:
+                    raise Mistake(f"{path} is of another recipe")
+                if state["metrics_bytes"] > size:
+                    raise Mistake(f"{path} knows more than metrics.jsonl holds")
+            except (Mistake, KeyError) as error:
+                going_back(path, error)
                 continue
-            if found["metrics_bytes"] <= size:
-                state = found
-                break
-            print(f"{path} knows more than metrics.jsonl holds; going back to the one before", flush=True)
-        if metrics.exists():
-            os.truncate(metrics, state["metrics_bytes"] if state else 0)
-        return state
+            yield path, state
 
     # --- run.json
 
     def write(self, status: str, **fields: Any) -> None:
-        """Update run.json; written whole or not at all. What an earlier try failed of is no longer so."""
-        self.info.pop("error", None)
-        self.info.update(fields, status=status)
-        temporary = self.folder / "run.json.tmp"
-        temporary.write_text(json.dumps(self.info, indent=2, sort_keys=True, allow_nan=False) + "\n")
-        temporary.replace(self.folder / "run.json")
+        """Update run.json; written whole or not at all. What an earlier try failed of is no longer so.
+
+        Raises:
+            Mistake: it cannot be written.
+        """
+        kept = {key: value for key, value in self.info.items() if key != "error"}
+        info = {**kept, **fields, "status": status}
+        write_text(self.folder / "run.json", json.dumps(info, indent=2, sort_keys=True, allow_nan=False) + "\n")
+        self.info = info
 
     def finish(self, status: str, **fields: Any) -> None:
-        """A done run keeps no checkpoints: what was learned is in metrics.jsonl, the chosen model in best.pt."""
+        """The run is done, and stays so whatever comes after."""
         self.write(status, **fields)
-        for name in ("checkpoint.pt", "checkpoint.previous.pt", "error.log"):
-            (self.folder / name).unlink(missing_ok=True)
+        self.tidy()
+
+    def tidy(self) -> None:
+        """A done run keeps no checkpoints: what was learned is in metrics.jsonl, the chosen model in best.pt."""
+        for name in (*CHECKPOINTS, "error.log"):
+            with suppress(OSError):
+                (self.folder / name).unlink(missing_ok=True)
+
+    def stop(self, status: str, **fields: Any) -> None:
+        """Note how a run that is not done came to a stop; one that is done is left as it is. Raises nothing."""
+        with suppress(OSError, ValueError, KeyError):  # Ctrl-C may have come between the file and `info`
+            self.info["status"] = json.loads((self.folder / "run.json").read_text())["status"]
+        if self.done:
+            return
+        with suppress(OSError):
+            self._spare().unlink(missing_ok=True)
+        try:
+            self.write(status, **fields)
+        except Mistake as mistake:
+            print(mistake, file=sys.stderr, flush=True)
+
+    def _spare(self) -> Path:
+        return self.folder / ".spare"
+
+    @property
+    def held(self) -> bool:
+        """Whether the folder can be written by this process; a done run may lie on a read-only disk."""
+        return self._lock is not None
 
     def close(self) -> None:
-        if self._metrics is not None:
-            self._metrics.close()
-            self._metrics = None
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        with suppress(OSError):
+            self._spare().unlink(missing_ok=True)
+        for file in (self._metrics, self._lock):
+            if file is not None:
+                file.close()
+        self._metrics = self._lock = None
+
+
+def going_back(path: Path, error: Exception) -> None:
+    """Say why a checkpoint is not gone on from."""
+    why = f"{path} has no {error}" if isinstance(error, KeyError) else str(error)
+    print(f"{why}; going back to the one before", flush=True)
 
 
 def provenance(device: torch.device) -> dict[str, Any]:

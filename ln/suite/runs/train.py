@@ -4,6 +4,7 @@ A run goes on from its checkpoint with the same random numbers and the same data
 started again writes the metrics.jsonl of an undisturbed one.
 """
 
+import copy
 import math
 import os
 import signal
@@ -11,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import hydra
@@ -22,11 +23,25 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from ln.suite.config import CONFIGS, Recipe, check_choices, for_jobs, imported, not_composed, recipe_of
-from ln.suite.errors import Mistake, fail
+from ln.suite.data import Source
+from ln.suite.errors import Mistake, fail, one_sentence
+from ln.suite.files import replacing, write_text
 from ln.suite.runs import tracking
-from ln.suite.runs.folder import COMPLETE, DIVERGED, FAILED, INTERRUPTED, RUNNING, Run, peak_memory_bytes, provenance
+from ln.suite.runs.checkpoint import load_optimizer
+from ln.suite.runs.folder import (
+    COMPLETE,
+    DIVERGED,
+    FAILED,
+    INTERRUPTED,
+    RUNNING,
+    Run,
+    going_back,
+    peak_memory_bytes,
+    provenance,
+)
+from ln.suite.runs.pictures import draw, draw_again
 from ln.suite.runs.step import Means, Step, optimizer_of
-from ln.suite.task import Task, stream_seed
+from ln.suite.task import Task, evaluation, stream_seed
 
 FLUSH_STEPS = 100  # losses are looked at this often, so that a GPU is not made to wait at every step
 CHECKPOINT_SECONDS = 60.0
@@ -42,17 +57,6 @@ def device_of(request: str) -> torch.device:
     if request == "auto":
         request = "cuda" if torch.cuda.is_available() else "cpu"
     return torch.device(request)
-
-
-@contextmanager
-def evaluation(task: Task, seed: int) -> Iterator[None]:
-    """Evaluation mode, no gradients, and random numbers of its own, so that evaluating changes no training step."""
-    devices = [task.device] if task.device.type == "cuda" else []
-    task.model.eval()
-    with torch.no_grad(), torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
-    task.model.train()
 
 
 @contextmanager
@@ -97,35 +101,64 @@ class Loop:
             (self.step - 1) / self.every
         )
 
-    def checkpoint(self) -> None:
+    def state(self) -> dict[str, Any]:
         cuda = self.task.device.type == "cuda"
-        self.run.save_checkpoint(
-            {
-                "step": self.step,
-                "model": self.task.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "rng": torch.get_rng_state(),
-                "cuda_rng": torch.cuda.get_rng_state(self.task.device) if cuda else None,
-                "means": self.means.state(),
-                "names": self.one.names,
-                "best": self.best,
-                "seconds": self.seconds,
-            }
-        )
+        return {
+            "step": self.step,
+            "model": self.task.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self.task.device) if cuda else None,
+            "means": self.means.state(),
+            "names": self.one.names,
+            "best": self.best,
+            "seconds": self.seconds,
+        }
+
+    def take(self, state: dict[str, Any]) -> None:
+        """Go on from a state, on whatever device it was saved.
+
+        Raises:
+            Exception: of many kinds, where it is not one of this run's.
+        """
+        step, best, means, names = state["step"], state["best"], state["means"], state["names"]
+        if not 0 <= step <= self.last_step:
+            raise ValueError(f"step {step} is not one of the run's {self.last_step}")
+        if means["sums"] is not None and means["sums"].shape != (len(names),):
+            raise ValueError(f"means of {means['sums'].shape} for {len(names)} losses")
+        if best["model"] is not None:
+            self.task.model.load_state_dict(best["model"])
+        self.task.model.load_state_dict(state["model"])
+        load_optimizer(self.optimizer, state["optimizer"])
+        self.means.load(means)
+        self.step, self.best, self.one.names, self.seconds = step, best, names, float(state["seconds"])
+        torch.set_rng_state(state["rng"].cpu())
+        if state["cuda_rng"] is not None and self.task.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.task.device)
+
+    def checkpoint(self) -> None:
+        self.run.save_checkpoint(self.state())
 
     def resume(self) -> None:
-        state = self.run.load_checkpoint(self.task.device)
-        if state is None:
+        """Go on from the newest checkpoint that is whole and fits, else from the start."""
+        untrained = None
+        for path, state in self.run.checkpoints(self.task.device):
+            untrained = untrained or copy.deepcopy(self.state())
+            try:
+                self.take(state)
+            except Exception as error:  # what is missing or of another shape shows itself in many ways
+                self.take(untrained)
+                going_back(path, Mistake(f"{path} does not fit this run ({one_sentence(error)})"))
+                continue
+            self.run.cut_metrics(state["metrics_bytes"])
+            print(f"{self.run.folder}: going on from step {self.step} of {self.last_step}", flush=True)
             return
-        self.step, self.best, self.seconds = state["step"], state["best"], state["seconds"]
-        self.task.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        torch.set_rng_state(state["rng"].cpu())
-        if state["cuda_rng"] is not None:
-            torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.task.device)
-        self.means.load(state["means"])
-        self.one.names = state["names"]
-        print(f"{self.run.folder}: going on from step {self.step} of {self.last_step}", flush=True)
+        self.run.cut_metrics(0)
+
+    def finite(self) -> bool:
+        """Whether every weight and statistic of the model is."""
+        floats = [tensor for tensor in self.task.model.state_dict().values() if tensor.is_floating_point()]
+        return bool(torch.stack([tensor.isfinite().all() for tensor in floats]).all())
 
     def evaluate(self, splits: tuple[str, ...]) -> dict[str, float]:
         with evaluation(self.task, stream_seed(self.recipe.seed, "evaluate", self.step)):
@@ -186,7 +219,7 @@ def train(recipe: Recipe, run: Run, task: Task) -> None:
             if due:
                 means = {f"train_{name}": value for name, value in loop.means.take(loop.one.names).items()}
                 metrics = means | loop.evaluate(task.curve_splits)
-                if not all(math.isfinite(value) for value in metrics.values()):
+                if not (all(map(math.isfinite, metrics.values())) and loop.finite()):
                     diverged(loop, loop.step, bar)
                     return
                 loop.keep_if_best(metrics)
@@ -199,9 +232,14 @@ def train(recipe: Recipe, run: Run, task: Task) -> None:
                 checkpointed = time.perf_counter()
                 if stop:
                     raise Interrupted(f"{run.folder}: stopped at step {loop.step}; the same command goes on from there")
+    loop.checkpoint()  # the last evaluation may take minutes; a stop during it loses no training
     task.model.load_state_dict(loop.best["model"])
-    torch.save(loop.best["model"], run.folder / "best.pt")
+    with replacing(run.folder / "best.pt") as file:
+        torch.save(loop.best["model"], file)
     final = loop.evaluate(("test",)) | loop.evaluate_once() | {select: loop.best["value"]}
+    if not all(map(math.isfinite, final.values())):
+        diverged(loop, loop.step, bar)
+        return
     loop.record(final, final=True, best_step=loop.best["step"])
     run.finish(
         COMPLETE,
@@ -214,8 +252,7 @@ def train(recipe: Recipe, run: Run, task: Task) -> None:
         backend=task.backend,
         examples=task.examples,
     )
-    with evaluation(task, stream_seed(recipe.seed, "draw")):
-        task.draw(run.folder)
+    draw(run, task)
 
 
 def diverged(loop: Loop, step: int, bar: tqdm) -> None:
@@ -254,28 +291,36 @@ def carry_out(recipe: Recipe) -> Run:
         if run.done:
             print(f"{run.folder}: already {run.info['status']}, skipped (RESULTS=<folder> runs it afresh elsewhere)")
             tracking.begin_done(run)
+            if kind.draw is not Task.draw:
+                draw_again(run, lambda: built(kind, recipe, source, device))
             return run
         run.write(
             RUNNING, data=source.identity, device=device.type, threads=torch.get_num_threads(), **provenance(device)
         )
-        (run.folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(recipe)))
-        torch.manual_seed(stream_seed(recipe.seed, "init"))
-        task = kind(recipe, source, device)
-        task.model.to(device)
-        train(recipe, run, task)
+        write_text(run.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(recipe)))
+        train(recipe, run, built(kind, recipe, source, device))
     except KeyboardInterrupt:
-        run.write(INTERRUPTED)
+        run.stop(INTERRUPTED)
         raise
     except Exception as error:
         if not isinstance(error, Mistake):
-            error.log = run.folder / "error.log"  # type: ignore[attr-defined]
-            error.log.write_text(traceback.format_exc())  # type: ignore[attr-defined]
-        run.write(FAILED, error=one_sentence(error))
+            with suppress(OSError):
+                path = run.folder / "error.log"
+                path.write_text(traceback.format_exc())
+                error.log = path  # type: ignore[attr-defined]
+        run.stop(FAILED, error=one_sentence(error))
         raise
     finally:
         run.close()
         tracking.end()
     return run
+
+
+def built(kind: type[Task], recipe: Recipe, source: Source, device: torch.device) -> Task:
+    torch.manual_seed(stream_seed(recipe.seed, "init"))
+    task = kind(recipe, source, device)
+    task.model.to(device)
+    return task
 
 
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
@@ -293,16 +338,6 @@ def job(composed: DictConfig) -> str:
             raise  # in another process: Hydra carries it home
         failures.append(error)
         return ""
-
-
-def one_sentence(error: Exception) -> str:
-    """A Mistake says all there is to say; of anything else the traceback is in the run's error.log."""
-    if isinstance(error, Mistake):
-        return str(error)
-    where = getattr(error, "log", None)
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}" + (
-        f" (see {where})" if where else ""
-    )
 
 
 def run() -> bool:

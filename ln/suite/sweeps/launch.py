@@ -29,9 +29,9 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 
 from ln.suite.config import CONFIGS, check_choices, for_jobs, names, not_composed, recipe_of
-from ln.suite.errors import Mistake
+from ln.suite.errors import Mistake, one_sentence
 from ln.suite.runs.folder import DONE, FAILED, INTERRUPTED, Busy, run_folder
-from ln.suite.runs.train import carry_out, one_sentence
+from ln.suite.runs.train import carry_out
 from ln.suite.sweeps.cells import SweepCell, SweepPlan
 
 BUSY = "busy"

@@ -1,0 +1,316 @@
+"""Nothing measured is lost: done runs stay done, damaged files fall back, a full disk is one sentence."""
+
+import itertools
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ln.suite.runs.train
+from experiments.mnist import Mnist
+from ln.suite.config import Recipe
+from ln.suite.errors import Mistake
+from ln.suite.files import replacing, write_text
+from ln.suite.optimizers import AdamAsPublished
+from ln.suite.runs.checkpoint import load_optimizer, load_whole
+from ln.suite.runs.train import carry_out
+from tests.test_train import metrics, stopped_run
+
+Make = Callable[..., Recipe]
+RUN = "experiment=mnist_b128"
+
+
+def status(folder: Path) -> str:
+    return json.loads((folder / "run.json").read_text())["status"]
+
+
+# --- a done run stays done
+
+
+def drawing(self: Mnist, folder: Path) -> None:
+    (folder / "weights.png").write_bytes(bytes(str(float(self.model.state_dict()["0.weight"].sum())), "ascii"))
+
+
+def no_step(self: Mnist, step: int) -> Any:
+    raise AssertionError("a done run was trained again")
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, RuntimeError("no font"), Mistake("the disk is full")])
+def test_what_goes_wrong_with_pictures_leaves_a_complete_run_complete(
+    recipe: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ending: Any
+) -> None:
+    def fail(self: Mnist, folder: Path) -> None:
+        (folder / "weights.png").write_bytes(b"half a pic")
+        raise ending
+
+    monkeypatch.setattr(Mnist, "draw", fail)
+    made = recipe(RUN)
+    if ending is KeyboardInterrupt:
+        with pytest.raises(KeyboardInterrupt):
+            carry_out(made)
+    else:
+        assert carry_out(made).done
+        assert "warning: " in capsys.readouterr().err
+    folder = Path(made.results) / "smoke" / "mnist_b128" / "layer" / "0"
+    assert status(folder) == "complete"
+    assert not list(folder.glob("*.png"))
+    before = (folder / "metrics.jsonl").read_bytes()
+    monkeypatch.setattr(Mnist, "draw", drawing)
+    monkeypatch.setattr(Mnist, "batch", no_step)
+    carry_out(made)  # the same command draws what is missing
+    assert (folder / "weights.png").exists()
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("harm", ["missing", "torn"])
+def test_a_picture_is_drawn_again_from_the_kept_weights(
+    recipe: Make, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], harm: str
+) -> None:
+    monkeypatch.setattr(Mnist, "draw", drawing)
+    folder = carry_out(recipe(RUN)).folder
+    picture, known = folder / "weights.png", (folder / "run.json").read_bytes()
+    whole = picture.read_bytes()
+    carry_out(recipe(RUN))
+    assert "drawing" not in capsys.readouterr().out  # what is whole is left alone
+    if harm == "torn":
+        picture.write_bytes(whole[:3])
+    else:
+        picture.unlink()
+    carry_out(recipe(RUN))
+    assert picture.read_bytes() == whole
+    assert (folder / "run.json").read_bytes() == known
+    (folder / "best.pt").unlink()  # as with published runs: nothing to draw from, and nothing said
+    picture.unlink()
+    capsys.readouterr()
+    carry_out(recipe(RUN))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("where", ["append", "write", "tidy", "save_checkpoint"])
+def test_ctrl_c_at_any_point_of_the_end_loses_nothing(
+    recipe: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, where: str
+) -> None:
+    undisturbed = carry_out(recipe(RUN, f"results={tmp_path}/undisturbed"))
+    made = recipe(RUN)
+    original = getattr(ln.suite.runs.train.Run, where)
+    for before, call in itertools.product((True, False), (0, -1)):
+        calls: list[Any] = []
+
+        def stopping(self: Any, *args: Any, before: bool = before, call: int = call, **more: Any) -> Any:
+            last = where in ("tidy", "save_checkpoint") or "complete" in args or any("final" in str(a) for a in args)
+            calls.append(args)  # noqa: B023
+            at = len(calls) == 1 if call == 0 else last  # noqa: B023
+            if at and before:
+                raise KeyboardInterrupt
+            result = original(self, *args, **more)
+            if at:
+                raise KeyboardInterrupt
+            return result
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ln.suite.runs.train.Run, where, stopping)
+            with pytest.raises(KeyboardInterrupt):
+                carry_out(made)
+    assert metrics(carry_out(made)) == metrics(undisturbed)
+
+
+# --- checkpoints
+
+
+def rewritten(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    state = torch.load(path, weights_only=True)
+    torch.save(change(state) or state, path)
+
+
+def flipped(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+DAMAGE: dict[str, Callable[[Path], Any]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut short": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "text": lambda path: path.write_text("{}"),
+    "one bit": flipped,
+    "empty dict": lambda path: torch.save({}, path),
+    "a list": lambda path: torch.save([1, 2], path),
+    "no model": lambda path: rewritten(path, lambda state: state.pop("model") and None),
+    "no seconds": lambda path: rewritten(path, lambda state: state.pop("seconds") and None),
+    "other weights": lambda path: rewritten(path, lambda state: state["model"].update({"0.weight": torch.ones(2, 2)})),
+    "other moments": lambda path: rewritten(
+        path, lambda state: state["optimizer"]["state"][0].update(exp_avg=torch.ones(2, 2))
+    ),
+    "other generator": lambda path: rewritten(path, lambda state: state.update(rng=torch.zeros(3, dtype=torch.uint8))),
+    "a later step": lambda path: rewritten(path, lambda state: state.update(step=10**6)),
+    "another recipe": lambda path: rewritten(path, lambda state: state.update(hash="0123")),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_any_defect_of_a_checkpoint_falls_back_to_the_one_before(
+    recipe: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str
+) -> None:
+    undisturbed = carry_out(recipe(RUN, f"results={tmp_path}/undisturbed"))
+    folder = stopped_run(recipe, monkeypatch)
+    DAMAGE[damage](folder / "checkpoint.pt")
+    run = carry_out(recipe(RUN))
+    said = capsys.readouterr().out
+    assert f"{folder}/checkpoint.pt" in said
+    assert "going back to the one before" in said
+    assert "going on from step 14" in said
+    assert metrics(run) == metrics(undisturbed)
+
+
+def test_with_no_whole_checkpoint_a_run_starts_from_fresh_weights(
+    recipe: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    undisturbed = carry_out(recipe(RUN, f"results={tmp_path}/undisturbed"))
+    folder = stopped_run(recipe, monkeypatch)
+    DAMAGE["other generator"](folder / "checkpoint.pt")  # found out after the weights were taken over
+    DAMAGE["other generator"](folder / "checkpoint.previous.pt")
+    assert metrics(carry_out(recipe(RUN))) == metrics(undisturbed)
+
+
+def test_a_flipped_bit_anywhere_is_found_or_harmless(tmp_path: Path) -> None:
+    path = tmp_path / "state.pt"
+    state = {"weight": torch.randn(40), "step": 7, "hash": "abc"}
+    torch.save(state, path)
+    whole = path.read_bytes()
+    found = 0
+    for position in range(0, len(whole), 3):
+        data = bytearray(whole)
+        data[position] ^= 1 << position % 8
+        path.write_bytes(data)
+        try:
+            loaded = load_whole(path)
+        except Mistake:
+            found += 1
+            continue
+        assert torch.equal(loaded["weight"], state["weight"])
+        assert (loaded["step"], loaded["hash"]) == (7, "abc")
+    assert found > 40 * 4 / 3 / 2  # those in the weights at the least
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.RMSprop, AdamAsPublished])
+@pytest.mark.parametrize("to_device", [True, False])
+def test_how_the_update_is_carried_out_is_the_devices_affair(kind: Any, to_device: bool) -> None:
+    """`capturable`, which CUDA graphs need and the CPU refuses, does not come from the file."""
+    weight = torch.nn.Parameter(torch.ones(3))
+    saved, own = kind([weight]), kind([weight])
+    weight.grad = torch.ones(3)
+    saved.step()
+    state = saved.state_dict()
+    for optimizer, capturable in ((state, not to_device), (own.state_dict(), to_device)):
+        for group in optimizer["param_groups"]:
+            if "capturable" in group:
+                group["capturable"] = capturable
+    for group in own.param_groups:
+        if "capturable" in group:
+            group["capturable"] = to_device
+    load_optimizer(own, state)
+    assert all(group["capturable"] is to_device for group in own.param_groups if "capturable" in group)
+    if not to_device:
+        own.step()  # the CPU refuses capturable
+
+
+def test_a_checkpoint_of_another_recipe_is_never_gone_on_from(
+    recipe: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    undisturbed = carry_out(recipe(RUN, f"results={tmp_path}/undisturbed"))
+    folder = stopped_run(recipe, monkeypatch)
+    (folder / "run.json").unlink()
+    before = (folder / "metrics.jsonl").read_bytes()
+    with pytest.raises(Mistake, match=r"no run.json, which tells whose"):
+        carry_out(recipe(RUN, "train.optimizer.lr=0.5"))
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    assert metrics(carry_out(recipe(RUN))) == metrics(undisturbed)  # its own recipe's goes on
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b"null", b"\xff\xfe", b'{"status": "running"}'])
+def test_a_damaged_run_json_is_one_sentence_or_mended(
+    recipe: Make, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    folder = stopped_run(recipe, monkeypatch)
+    (folder / "run.json").write_bytes(content)
+    checkpoint = (folder / "checkpoint.pt").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(ln.suite.runs.train, "train", lambda *_: None)
+        carry_out(recipe(RUN))
+    assert status(folder) == "running"
+    assert (folder / "checkpoint.pt").read_bytes() == checkpoint
+    (folder / "run.json").write_bytes(content)
+    for path in folder.glob("checkpoint*"):
+        path.unlink()
+    with pytest.raises(Mistake, match=r"run.json cannot be read .*; delete the folder to start it again"):
+        carry_out(recipe(RUN))
+
+
+# --- the disk
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_says_failed(recipe: Make) -> None:
+    made = recipe(RUN)
+    folder = Path(made.results) / "smoke" / "mnist_b128" / "layer" / "0"
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").symlink_to("/dev/full")
+    with pytest.raises(Mistake, match=r"layer/0/metrics.jsonl cannot be written: No space left on device"):
+        carry_out(made)
+    assert status(folder) == "failed"
+    assert not (folder / ".spare").exists()
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "figure.png"
+    write_text(path, "old")
+
+    def torn(error: BaseException) -> None:
+        with replacing(path) as file:
+            file.write(b"half")
+            raise error
+
+    with pytest.raises(Mistake, match=r"figure.png cannot be written: No space left on device"):
+        torn(OSError(28, "No space left on device"))
+    with pytest.raises(KeyboardInterrupt):
+        torn(KeyboardInterrupt())
+    with pytest.raises(FileNotFoundError):  # another file's trouble is not this one's
+        torn(FileNotFoundError(2, "No such file", str(tmp_path / "elsewhere" / "data")))
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["figure.png"]
+    with pytest.raises(Mistake, match=r"verdicts.json cannot be written: "):
+        write_text(path / "verdicts.json", "new")
+
+
+# --- models that are not finite
+
+
+def test_a_model_that_is_not_finite_after_the_last_step_is_diverged(
+    recipe: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Mnist.evaluate
+
+    def evaluate(self: Mnist, split: str) -> dict[str, float]:
+        found = original(self, split)
+        with torch.no_grad():
+            next(self.model.parameters()).fill_(math.nan)
+        return {name: 0.5 for name in found}  # as a metric that only compares
+
+    monkeypatch.setattr(Mnist, "evaluate", evaluate)
+    run = carry_out(recipe(RUN, "train.epochs=1", "train.evaluate_every=1"))
+    assert run.info["status"] == "diverged"
+
+
+def test_a_test_split_that_is_not_finite_is_diverged(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Mnist.evaluate
+
+    def evaluate(self: Mnist, split: str) -> dict[str, float]:
+        return original(self, split) | ({"nll": math.inf} if split == "test" else {})
+
+    monkeypatch.setattr(Mnist, "evaluate", evaluate)
+    run = carry_out(recipe(RUN))
+    assert run.info["status"] == "diverged"
+    assert not any(record.get("final") for record in metrics(run))
