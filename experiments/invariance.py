@@ -209,6 +209,7 @@ def fisher_row(norm: str, images: Tensor, settings: Settings) -> dict[str, float
 
 class Invariance(Task):
     Settings = Settings
+    static_shapes = True
 
     def __init__(self, recipe: Recipe, source: Source, device: torch.device):
         super().__init__(recipe, source, device)

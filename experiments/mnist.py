@@ -51,6 +51,7 @@ def mlp(pixels: int, norm: str, settings: Settings) -> nn.Sequential:
 
 class Mnist(Task):
     Settings = Settings
+    static_shapes = True
     # Figure 6 shows the training split after each epoch, which the mean over the epoch's minibatches (train_loss) is
     # not, and the test split; nothing is selected on either.
     curve_splits = ("train", "valid", "test")

@@ -103,6 +103,7 @@ class Reader(nn.Module):
 
 class SeqMnist(Task):
     Settings = Settings
+    static_shapes = True
 
     def __init__(self, recipe: Recipe, source: Source, device: torch.device):
         super().__init__(recipe, source, device)
@@ -122,10 +123,6 @@ class SeqMnist(Task):
     @staticmethod
     def find(request: str) -> Source:
         return resolve(request, {"original": lambda: mnist.original(valid=10000), "embedded": mnist.embedded})
-
-    @property
-    def backend(self) -> str:  # type: ignore[override]
-        return self.model.lstm.backend_used or "none"  # type: ignore[union-attr,return-value]
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
         chosen = self.order.indices(step)

@@ -32,6 +32,7 @@ from ln.norms import NORMS
 from ln.parameters import NormalizedRecurrence
 from ln.suite.config import CONFIGS, Recipe, check_choices, imported, recipe_of
 from ln.suite.errors import Mistake, fail
+from ln.suite.runs.backends import ask_for, backends_of
 from ln.suite.runs.folder import cpu_name
 from ln.suite.runs.step import Step, optimizer_of
 from ln.suite.runs.train import device_of
@@ -191,6 +192,7 @@ def report(recipe: Recipe, steps: int = STEPS) -> dict[str, Any]:
     torch.manual_seed(stream_seed(recipe.seed, "init"))
     task = kind(recipe, source, device)
     task.model.to(device)
+    ask_for(recipe.backend, task.model, device)
     seen = mark_recurrent(task.model)
     found, walls = measure(task, recipe, 0, steps)
     parts = parts_of(list(found.events()), device.type == "cuda")
@@ -206,7 +208,7 @@ def report(recipe: Recipe, steps: int = STEPS) -> dict[str, Any]:
         "data": source.identity,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "threads": torch.get_num_threads(),
-        "backend": task.backend,
+        "backend": backends_of(task.model),
         "steps": steps,
         "milliseconds_per_step": 1e3 * median(walls),
         "shares": dict(sorted(shares.items(), key=lambda item: -item[1])),

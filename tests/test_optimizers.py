@@ -80,6 +80,36 @@ def test_its_state_goes_through_a_checkpoint() -> None:
     assert torch.equal(whole, second)
 
 
+def test_with_its_count_on_the_device_the_updates_are_the_same() -> None:
+    torch.manual_seed(0)
+    gradients = [torch.randn(5) for _ in range(20)]
+    found = []
+    for capturable in (False, True):
+        parameter = torch.nn.Parameter(torch.zeros(5))
+        optimizer = AdamAsPublished([parameter], lr=0.01, capturable=capturable)
+        for gradient in gradients:
+            parameter.grad = gradient.clone()
+            optimizer.step()
+        found.append(parameter.detach())
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-7)
+
+
+def test_a_checkpoint_from_before_the_count_was_a_tensor() -> None:
+    whole, resumed = (torch.nn.Parameter(torch.zeros(3)) for _ in range(2))
+    before, after = AdamAsPublished([whole]), AdamAsPublished([resumed])
+    whole.grad = torch.ones(3)
+    before.step()
+    state = copy.deepcopy(before.state_dict())
+    state["state"][0]["step"] = 1
+    del state["param_groups"][0]["capturable"]
+    resumed.data.copy_(whole.data)
+    after.load_state_dict(state)
+    for parameter, optimizer in ((whole, before), (resumed, after)):
+        parameter.grad = torch.full((3,), 2.0)
+        optimizer.step()
+    assert torch.equal(whole, resumed)
+
+
 def test_a_recipe_can_name_it_and_a_wrong_rate_is_refused() -> None:
     model = torch.nn.Linear(2, 2)
     asked = Train(

@@ -264,10 +264,18 @@ def test_bad_input_is_one_sentence(
     assert said in lines[0]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_without_cuda(recipe: Make) -> None:
     with pytest.raises(Mistake, match="sees no CUDA device"):
         carry_out(recipe("experiment=mnist_b128", "device=cuda"))
+
+
+def test_a_backend_can_be_asked_for(recipe: Make, tmp_path: Path) -> None:
+    run = carry_out(recipe("experiment=seq_mnist", "backend=torch", "train.steps=3"))
+    assert run.info["backend"] == "torch"
+    with pytest.raises(Mistake, match="backend=triton cannot run lstm"):
+        carry_out(recipe("experiment=seq_mnist", "backend=triton", f"results={tmp_path}/triton"))
+    with pytest.raises(Mistake, match="backend=cudnn is not a backend; choose one of auto, "):
+        recipe("experiment=seq_mnist", "backend=cudnn")
 
 
 def test_an_unwritable_results_folder(recipe: Make) -> None:

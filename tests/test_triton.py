@@ -246,7 +246,7 @@ class _Stream:
 
 
 @contextmanager
-def _capture(graph: _Graph, stream: object, capture_error_mode: str) -> Iterator[None]:
+def _capture(graph: _Graph, **options: object) -> Iterator[None]:
     _Graph.capturing = graph
     try:
         yield
@@ -284,6 +284,7 @@ def _replay(cell: str) -> None:
             patch.setattr(module, "STRETCH", 2)
         stream = _Stream()
         stand_ins = {"CUDAGraph": _Graph, "graph": _capture, "Stream": _Stream, "current_stream": lambda: stream}
+        stand_ins |= {"get_rng_state": lambda: torch.zeros(16)}
         for name, value in stand_ins.items():
             patch.setattr(torch.cuda, name, value)
         for turn in range(3):
@@ -327,6 +328,35 @@ def test_reasons_are_given() -> None:
     assert triton_backend.supports("gru", cfg, cuda, torch.bfloat16) is None
 
 
+# A device that torch sees and Triton cannot start on.
+NO_DRIVER = """
+    import torch
+    torch.cuda.is_available = lambda: True
+    torch.cuda.get_device_capability = lambda *_: (9, 0)
+    from ln import kernels
+    from ln.norms import NormConfig
+    chosen = kernels.resolve("auto", torch.device("cuda", 0), torch.float32, "lstm", NormConfig("layer"))
+    print(kernels.name_of(chosen))
+    try:
+        kernels.resolve("triton", torch.device("cuda", 0), torch.float32, "lstm", NormConfig("layer"))
+    except RuntimeError as error:
+        print(error)
+"""
+
+
+@needs_triton
+def test_where_triton_cannot_start_torch_takes_its_place_and_it_is_said() -> None:
+    environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(NO_DRIVER)], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    chosen, refused = done.stdout.splitlines()
+    assert chosen == "torch"
+    assert done.stderr.startswith("backend torch runs lstm with norm=layer on cuda in float32 (not triton: Triton cann")
+    assert "backend=triton cannot run lstm" in refused
+    assert "Triton cannot start" in refused
+
+
 def _too_large() -> None:
     for name, B, H, words in (("layer", 1, 4097, "H = 4097"), ("batch", 4097, 1, "B = 4097")):
         tensors, p = case("gru", NormConfig(name), 1, B, 1, H if name == "batch" else 1)
@@ -355,7 +385,7 @@ COMPILE = """
         types = dict(table="*i64", B="i32", H="i32", k="i32", eps="fp32")
         signature = {n: "constexpr" if n in flags else types.get(n, "*fp32") for n in kernel.arg_names}
         values = {(i,): flags[n] for i, n in enumerate(kernel.arg_names) if n in flags}
-        options = {"num_warps": 2, "enable_fp_fusion": True}
+        options = {"num_warps": 2, "enable_fp_fusion": False}
         source = ASTSource(kernel, signature, values)
         assert triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"]
 """

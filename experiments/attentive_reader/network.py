@@ -89,10 +89,6 @@ class AttentiveReader(nn.Module):
         )
         return self.output(F.dropout(out, self.dropout, self.training)), attention
 
-    @property
-    def backend(self) -> str:
-        return self.reader.backend_used or ""
-
     def _embedded(self, words: Tensor) -> Tensor:
         return F.dropout(self.embedding(words), self.dropout, self.training)
 

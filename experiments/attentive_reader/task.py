@@ -88,7 +88,6 @@ def norm_for_reader(norm: NormConfig, settings: Settings) -> NormConfig:
 
 class AttentiveReaderTask(Task):
     Settings = Settings
-    static_shapes = False
 
     def __init__(self, recipe: Recipe, source: Source, device: torch.device):
         super().__init__(recipe, source, device)
@@ -124,10 +123,6 @@ class AttentiveReaderTask(Task):
             request,
             {"original": cnn_questions.original, "substitute": cloze.substitute, "embedded": cloze.embedded},
         )
-
-    @property
-    def backend(self) -> str:  # type: ignore[override]
-        return self.model.backend  # type: ignore[return-value]
 
     def _batch(self, split: str, chosen: list[int], permutations: Tensor | None = None) -> Batch:
         part = self.splits[split]

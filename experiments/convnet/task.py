@@ -36,8 +36,6 @@ def prepared(images: Tensor, examples: int, shrink: int) -> Tensor:
 
 class ConvNet(Task):
     Settings = Settings
-    # The learning rate and beta1 change on the way, and a captured CUDA graph would hold on to their first values.
-    static_shapes = False
     model: ConvPool
 
     def __init__(self, recipe: Recipe, source: Source, device: torch.device):

@@ -103,10 +103,6 @@ class Network(nn.Module):
         K = self.window.out_features // 3
         self.window.bias.copy_(torch.tensor([1 / K, 1.0, 1 / float(self.pace)]).log().repeat_interleave(K))
 
-    @property
-    def backend(self) -> str:
-        return str(self.second.backend_used)
-
     def normalized(self, points: Tensor) -> Tensor:
         """Points (..., 3) in the source's unit -> with offsets of mean 0 and deviation 1 over the training lines."""
         return torch.cat([(points[..., :2] - self.mean) / self.deviation, points[..., 2:]], -1)
@@ -229,6 +225,6 @@ class Network(nn.Module):
 
 def stepping(layer: LSTM) -> LSTMCell:
     """The cell of a one-layer LSTM, with its parameters and statistics."""
-    cell = LSTMCell(layer.input_size, layer.hidden_size, norm=layer.norm)
+    cell = LSTMCell(layer.input_size, layer.hidden_size, norm=layer.norm, backend=layer.backend)
     cell.load_state_dict({name.replace("_l0", ""): value for name, value in layer.state_dict().items()})
     return cell.to(next(layer.parameters()).device).train(layer.training)

@@ -106,7 +106,6 @@ class Handwriting(Task):
         points (T + 1, B, 3) normalized; steps (B,), how many of the T count; texts (B, U) classes.
         """
         outputs, _ = self.network(points[:-1], texts, steps)
-        self.backend = self.network.backend
         nll = mixture_nll(outputs, points[1:])
         past = torch.arange(len(nll), device=nll.device).unsqueeze(1) >= steps
         return nll.masked_fill(past, 0).sum(0)

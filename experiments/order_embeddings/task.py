@@ -53,7 +53,6 @@ class Sentences:
 
 class OrderEmbeddings(Task):
     Settings = Settings
-    static_shapes = False
 
     def __init__(self, recipe: Recipe, source: Source, device: torch.device):
         super().__init__(recipe, source, device)
@@ -82,10 +81,6 @@ class OrderEmbeddings(Task):
     @staticmethod
     def find(request: str) -> Source:
         return resolve(request, {"original": precomp.coco, "substitute": precomp.flickr8k, "embedded": scenes.embedded})
-
-    @property
-    def backend(self) -> str:  # type: ignore[override]
-        return self.embedding.gru.backend_used or "none"
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
         """Words (T, B), lengths (B,) on the CPU, features (B, D): of each image one caption, drawn anew each epoch."""

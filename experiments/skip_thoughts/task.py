@@ -132,7 +132,6 @@ def real(ids: Tensor, lengths: Tensor) -> Tensor:
 
 class SkipThoughtsTask(Task):
     Settings = Settings
-    static_shapes = False
     model: SkipThoughts
 
     def __init__(self, recipe: Recipe, source: Source, device: torch.device):
@@ -165,10 +164,6 @@ class SkipThoughtsTask(Task):
                 "embedded": lambda: together(books.embedded(), sentence_sets.generated()),
             },
         )
-
-    @property
-    def backend(self) -> str:  # type: ignore[override]
-        return self.model.encoder.backend_used or "none"
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
         return self.triples("train", self.order.middles(step))

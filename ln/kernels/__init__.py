@@ -1,5 +1,6 @@
 """The backends of the recurrent layers: one contract, four implementations, and the choice between them."""
 
 from ln.kernels.choice import BACKENDS, load, name_of, resolve
+from ln.kernels.graphs import graphs_allowed, use_graphs
 
-__all__ = ["BACKENDS", "load", "name_of", "resolve"]
+__all__ = ["BACKENDS", "graphs_allowed", "load", "name_of", "resolve", "use_graphs"]

@@ -16,6 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ln.kernels import BACKENDS
 from ln.norms import NormConfig
 from ln.suite.errors import Mistake
 
@@ -26,9 +27,10 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PROFILES = ("smoke", "laptop", "full")
 DATA = ("auto", "original", "substitute", "embedded")
 DEVICES = ("auto", "cpu", "cuda")
+GRAPH = ("auto", "off")
 TRACKING = ("auto", "online", "offline", "disabled")
 # Where and how a recipe is carried out; these cannot change its result.
-NOT_IDENTITY = ("device", "threads", "tracking", "results")
+NOT_IDENTITY = ("device", "backend", "graph", "threads", "tracking", "results")
 
 
 @dataclasses.dataclass
@@ -63,6 +65,8 @@ class Recipe:
     train: Train = MISSING
     model: Any = None  # the task's own Settings
     device: str = "auto"
+    backend: str = "auto"  # of the recurrent layers
+    graph: str = "auto"  # on CUDA: auto captures what it can, off nothing
     threads: int = 0
     tracking: str = "auto"
     results: str = "results"
@@ -130,7 +134,8 @@ def norm_of(section: dict[str, Any]) -> NormConfig:
 
 def check(recipe: Recipe) -> None:
     """Refuse values no run can have."""
-    for key, allowed in (("profile", PROFILES), ("data", DATA), ("device", DEVICES), ("tracking", TRACKING)):
+    choices = {"profile": PROFILES, "data": DATA, "device": DEVICES, "backend": ("auto", *BACKENDS)}
+    for key, allowed in (choices | {"graph": GRAPH, "tracking": TRACKING}).items():
         if getattr(recipe, key) not in allowed:
             raise Mistake(f"{key}={getattr(recipe, key)} is not a {key}; choose one of {', '.join(allowed)}")
     train = recipe.train

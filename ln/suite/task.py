@@ -23,8 +23,9 @@ class Task:
 
     Settings: ClassVar[type]  # dataclass of the recipe's `model` section
     curve_splits: ClassVar[tuple[str, ...]] = ("valid",)  # evaluated along the way; the test split is, at the end
-    static_shapes: ClassVar[bool] = True  # every batch has the same shapes, so a CUDA graph can hold the step
-    backend: str = "torch"  # which implementation computed the model, for run.json
+    # A CUDA graph may hold the step: every batch has the same shapes, and `loss` waits for no value and depends on no
+    # Python state that changes from step to step (tests/test_simulated_device.py compares captured with uncaptured).
+    static_shapes: ClassVar[bool] = False
     model: nn.Module
     steps_per_epoch: int
     examples: dict[str, int]  # of each split; verdicts on proportions need them

@@ -11,6 +11,7 @@ the CPU, slowly.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from typing import Any
@@ -24,7 +25,7 @@ from ln.reference import Params, Stats
 
 _IMPLEMENTED = (Statistics("features", centred=True), Statistics("batch", centred=True))
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_MAX_ROWS = _MAX_UNITS = 4096  # triton_loop.TILE, known without triton
+_MAX_ROWS = _MAX_UNITS = 4096  # loop.TILE, known without triton
 
 
 def _interpreted() -> bool:
@@ -41,6 +42,26 @@ def available() -> str | None:
         return "torch finds no CUDA device"
     if torch.cuda.get_device_capability() < (7, 0):
         return "the CUDA device has a compute capability below 7.0"
+    return _refusal()
+
+
+@functools.cache
+def _refusal() -> str | None:
+    """Why Triton cannot start on the CUDA device, or None.
+
+    Triton compiles its driver at the first launch, with a C compiler, Python's headers and a libcuda that it has to
+    find, so only a launch can tell.
+    """
+    try:
+        from ln.kernels.triton.tiles import write_table
+
+        table = torch.zeros(1, dtype=torch.int64, device="cuda")
+        write_table[(1,)](table, (table,))
+        # Within a capture nothing has run yet.
+        if not torch.cuda.is_current_stream_capturing() and table.item() != table.data_ptr():
+            return "Triton's first kernel computed something else than it should"
+    except Exception as error:  # whatever a compiler, a linker or the driver has to say
+        return f"Triton cannot start ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
     return None
 
 

@@ -164,8 +164,11 @@ def store_statistics(
 
 @triton.jit
 def centred1(a, counted, count, NORM: tl.constexpr):
-    """The centred tile, its mean and its biased variance over what is counted. Two passes, so that nothing cancels."""
-    mean = sum1(tl.where(counted, a, 0.0), NORM) / count
+    """The centred tile, its mean and its biased variance over what is counted. Two passes, so that nothing cancels.
+
+    The mean is divided exactly: what a single row has left of itself is multiplied by 1 / sqrt(eps).
+    """
+    mean = tl.div_rn(sum1(tl.where(counted, a, 0.0), NORM), count)
     a = a - mean
     return a, mean, sum1(tl.where(counted, a * a, 0.0), NORM) / count
 
@@ -173,7 +176,7 @@ def centred1(a, counted, count, NORM: tl.constexpr):
 @triton.jit
 def centred2(a, b, counted, count, NORM: tl.constexpr):
     ma, mb = sum2(tl.where(counted, a, 0.0), tl.where(counted, b, 0.0), NORM)
-    ma, mb = ma / count, mb / count
+    ma, mb = tl.div_rn(ma, count), tl.div_rn(mb, count)
     a, b = a - ma, b - mb
     va, vb = sum2(tl.where(counted, a * a, 0.0), tl.where(counted, b * b, 0.0), NORM)
     return a, b, ma, mb, va / count, vb / count
@@ -184,7 +187,7 @@ def centred4(a, b, c, d, counted, count, NORM: tl.constexpr):
     ma, mb, mc, md = sum4(
         tl.where(counted, a, 0.0), tl.where(counted, b, 0.0), tl.where(counted, c, 0.0), tl.where(counted, d, 0.0), NORM
     )
-    ma, mb, mc, md = ma / count, mb / count, mc / count, md / count
+    ma, mb, mc, md = tl.div_rn(ma, count), tl.div_rn(mb, count), tl.div_rn(mc, count), tl.div_rn(md, count)
     a, b, c, d = a - ma, b - mb, c - mc, d - md
     va, vb, vc, vd = sum4(
         tl.where(counted, a * a, 0.0), tl.where(counted, b * b, 0.0), tl.where(counted, c * c, 0.0),

@@ -1,14 +1,18 @@
 """One training step, plain or as a captured CUDA graph, and the running means of what it returns."""
 
+import logging
 from typing import Any
 
 import torch
 from hydra.utils import get_class
 from torch import Tensor
 
+from ln.kernels.graphs import captured
 from ln.suite.config import Train
 from ln.suite.errors import Mistake
 from ln.suite.task import Task
+
+log = logging.getLogger("ln")
 
 GRAPH_WARMUP_STEPS = 3
 
@@ -28,41 +32,58 @@ def optimizer_of(train: Train, model: torch.nn.Module, device: torch.device) -> 
 
 
 class Step:
-    """Loss, backward, clip and update; on CUDA, after a few steps, captured once and replayed as one graph."""
+    """Loss, backward, clip and update; on CUDA, after a few steps, captured once and replayed as one graph.
 
-    def __init__(self, task: Task, optimizer: torch.optim.Optimizer, train: Train):
+    A graph computes with the Python numbers of its capture, so it is made anew when the optimizer's settings change.
+    """
+
+    def __init__(self, task: Task, optimizer: torch.optim.Optimizer, train: Train, graph: str = "auto"):
         self.task, self.optimizer, self.train = task, optimizer, train
         self.parameters = [p for p in task.model.parameters() if p.requires_grad]
         self.names: list[str] = []
-        self.taken = 0
+        self.settings: list[dict[str, Any]] = []
+        self.steady = 0  # steps taken with these settings
         self.graph: torch.cuda.CUDAGraph | None = None
         self.static_batch: tuple[Tensor, ...] = ()
         self.static_values = torch.empty(0)
-        self.can_graph = task.device.type == "cuda" and task.static_shapes
+        self.can_graph = task.device.type == "cuda" and task.static_shapes and graph == "auto"
 
     def __call__(self, batch: tuple[Tensor, ...]) -> Tensor:
         """(K,) the scalars that the task's loss names, detached, in the order of `names`."""
-        self.taken += 1
         if not self.can_graph:
             return self._eager(batch)
-        if self.graph is not None:
-            for static, new in zip(self.static_batch, batch, strict=True):
-                static.copy_(new, non_blocking=True)
-            self.graph.replay()
-            return self.static_values.clone()
-        if self.taken <= GRAPH_WARMUP_STEPS:
+        settings = [{key: v for key, v in group.items() if key != "params"} for group in self.optimizer.param_groups]
+        if settings != self.settings:
+            self.settings, self.steady, self.graph = settings, 0, None
+        self.steady += 1
+        if self.steady <= GRAPH_WARMUP_STEPS:
             side = torch.cuda.Stream()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 values = self._eager(batch)
             torch.cuda.current_stream().wait_stream(side)
             return values
-        self.static_batch = tuple(part.clone() for part in batch)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.static_values = self._eager(self.static_batch)
+        if self.graph is None and not self._capture(batch):
+            return self._eager(batch)
+        for static, new in zip(self.static_batch, batch, strict=True):
+            static.copy_(new, non_blocking=True)
+        assert self.graph is not None
         self.graph.replay()
         return self.static_values.clone()
+
+    def _capture(self, batch: tuple[Tensor, ...]) -> bool:
+        """Whether the step is a graph now. If it cannot be one, that is said, and every step is launched by itself."""
+        self.static_batch = tuple(part.clone() for part in batch)
+
+        def work() -> None:
+            self.static_values = self._eager(self.static_batch)
+
+        try:
+            self.graph = captured(work)
+        except RuntimeError as error:
+            self.can_graph, self.static_batch = False, ()
+            log.warning("the training step cannot be captured as a CUDA graph and runs uncaptured, slower (%s)", error)
+        return self.can_graph
 
     def _eager(self, batch: tuple[Tensor, ...]) -> Tensor:
         losses = self.task.loss(batch)

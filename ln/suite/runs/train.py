@@ -22,11 +22,13 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
+from ln.kernels import use_graphs
 from ln.suite.config import CONFIGS, Recipe, check_choices, for_jobs, imported, not_composed, recipe_of
 from ln.suite.data import Source
 from ln.suite.errors import Mistake, fail, one_sentence
 from ln.suite.files import replacing, write_text
 from ln.suite.runs import tracking
+from ln.suite.runs.backends import ask_for, backends_of
 from ln.suite.runs.checkpoint import load_optimizer
 from ln.suite.runs.folder import (
     COMPLETE,
@@ -94,7 +96,7 @@ class Loop:
         self.means = Means()
         self.best: dict[str, Any] = {"value": None, "step": 0, "model": None}
         self.seconds = 0.0
-        self.one = Step(task, optimizer, recipe.train)
+        self.one = Step(task, optimizer, recipe.train, recipe.graph)
 
     def evaluation_due(self) -> bool:
         return self.step == self.last_step or math.floor(self.step / self.every) > math.floor(
@@ -249,7 +251,7 @@ def train(recipe: Recipe, run: Run, task: Task) -> None:
         seconds=round(loop.seconds, 3),
         steps_per_second=round((loop.last_step - first_step) / max(trained_seconds, 1e-9), 3),
         peak_memory_bytes=peak_memory_bytes(task.device),
-        backend=task.backend,
+        backend=backends_of(task.model),
         examples=task.examples,
     )
     draw(run, task)
@@ -259,7 +261,7 @@ def diverged(loop: Loop, step: int, bar: tqdm) -> None:
     """A loss that is not finite ends the run; it is a result that the verdicts count."""
     loop.step = step
     loop.record({}, diverged=True)
-    loop.run.finish(DIVERGED, diverged_at=step, seconds=round(loop.seconds, 3), backend=loop.task.backend)
+    loop.run.finish(DIVERGED, diverged_at=step, seconds=round(loop.seconds, 3), backend=backends_of(loop.task.model))
     bar.write(f"{loop.run.folder}: diverged, the loss is not finite at step {step}")
 
 
@@ -320,6 +322,8 @@ def built(kind: type[Task], recipe: Recipe, source: Source, device: torch.device
     torch.manual_seed(stream_seed(recipe.seed, "init"))
     task = kind(recipe, source, device)
     task.model.to(device)
+    ask_for(recipe.backend, task.model, device)
+    use_graphs(recipe.graph == "auto")
     return task
 
 
