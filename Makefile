@@ -57,8 +57,11 @@ verdict-%: $(READY) ## Judge an experiment's claims again from its files, withou
 profile-%: $(READY) ## Show where the time of a training step goes at the paper's sizes (DEVICE= OVERRIDES=)
 	@$(PY) -m scripts.profile_step $(group) $(overrides) $(if $(RESULTS),results=$(RESULTS))
 
-.PHONY: dashboard wandb-sync dashboards readme report bench bench-train test lint clean
-readme: $(READY) ## Rewrite the README's results table from the verdicts
+findings: $(READY) ## Where the paper disagrees with its own figures: results/FINDINGS.md (ONLY=<name> prints one)
+	@$(PY) -m scripts.findings $(if $(RESULTS),--results $(RESULTS)) $(if $(ONLY),--only $(ONLY))
+
+.PHONY: findings dashboard wandb-sync dashboards readme report bench bench-train test lint clean
+readme: $(READY) ## Rewrite the README's results table and list of findings
 	@$(PY) -m scripts.readme
 
 report: $(READY) ## Write results/index.html, the page to look at, and results/REPORT.md

@@ -1,13 +1,16 @@
-"""`make readme`: rewrite the README's results table from the verdicts on disk."""
+"""`make readme`: rewrite the README's results table from the verdicts on disk, and its list of findings."""
 
 from pathlib import Path
 
+from ln.suite.judging.findings import findings
+from ln.suite.showing.findings import readme_block as findings_block
 from ln.suite.showing.report import readme_block, with_block
 
 
 def main() -> None:
     readme = Path("README.md")
-    readme.write_text(with_block(readme.read_text(), readme_block("results")))
+    text = with_block(readme.read_text(), readme_block("results"))
+    readme.write_text(with_block(text, findings_block(findings())))
 
 
 if __name__ == "__main__":

@@ -107,6 +107,7 @@ def _claim(claim: dict[str, Any]) -> str:
 
 
 def with_block(readme: str, block: str) -> str:
-    """The README with its generated block replaced."""
-    before, rest = readme.split(BEGIN)
-    return before + block + rest.split(END)[1]
+    """The README with a generated block replaced: the one whose first and last line `block` has too."""
+    begin, *_, end = block.splitlines()
+    before, rest = readme.split(begin)
+    return before + block + rest.split(end)[1]

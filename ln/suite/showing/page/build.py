@@ -20,6 +20,9 @@ from ln.norms import NORMS
 from ln.suite.config import PROFILES
 from ln.suite.errors import Mistake
 from ln.suite.judging.claims import NOT_RUN, judge_runs, load_claims
+from ln.suite.judging.findings import findings
+from ln.suite.showing.findings import INTRODUCTION
+from ln.suite.showing.findings import page as findings_page
 from ln.suite.showing.page import curves
 from ln.suite.showing.page.found import Found, commit, find_runs, made_with, measured
 from ln.suite.showing.page.pictures import Album, Picture
@@ -109,7 +112,7 @@ class Built:
 
 
 def write_page(results: str | Path) -> Built:
-    """Write index.html and REPORT.md into a results folder.
+    """Write index.html, REPORT.md and FINDINGS.md into a results folder.
 
     Raises:
         Mistake: the folder is not there.
@@ -136,6 +139,8 @@ def write_page(results: str | Path) -> Built:
         "rows": rows,
         "notes": notes,
         "counts": {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in WORDS},
+        "findings": findings(),
+        "introduction": INTRODUCTION,
         "statuses": sorted({status for row in rows for status in row["data"].split(", ") if status}),
     }
     page, markdown = folder / "index.html", folder / "REPORT.md"
@@ -154,6 +159,7 @@ def write_page(results: str | Path) -> Built:
         )
     )
     markdown.write_text(_environment(html=False).get_template("REPORT.md").render(**shared))
+    (folder / "FINDINGS.md").write_text(findings_page(findings()))
     return Built(page, markdown, notes)
 
 

@@ -1,0 +1,69 @@
+"""Statements of section 5 and the appendix that need no run: the equations themselves, in float64.
+
+Shapes: N cases, D inputs, H units.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ln.reference import layer_norm
+
+CASES, INPUTS, UNITS = 1_024, 64, 32
+
+
+def _generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def _logistic(parameter: Tensor, summed_of: Callable[[Tensor], Tensor], cases: int) -> tuple[Tensor, Tensor]:
+    """A logistic unit's p(y = 1) (N,) and, for each case, the derivative of its summed input by the parameter (N, P).
+    Its score is (y - p) times the latter."""
+    copies = parameter.expand(cases, -1).clone().requires_grad_()  # one for each case, so that one pass serves all
+    summed = summed_of(copies)
+    return torch.sigmoid(summed).detach(), torch.autograd.grad(summed.sum(), copies)[0]
+
+
+def doubled_weights() -> tuple[float, float]:
+    """What doubling w does to a weight-normalized logistic unit's Fisher matrix along w, and to the distance
+    sqrt(d' F d) of a step d: the two factors. The paper says 1/2 for the first (section 5.2.2)."""
+    generator = _generator()
+    x = torch.randn(CASES, INPUTS, dtype=torch.float64, generator=generator)
+    w = torch.randn(INPUTS, dtype=torch.float64, generator=generator)
+    step = torch.randn(INPUTS, dtype=torch.float64, generator=generator)
+    lengths = []
+    for scale in (1.0, 2.0):
+        p, slopes = _logistic(scale * w, lambda v: (x * v).sum(1) / v.norm(dim=1), len(x))
+        fisher = (slopes * (p * (1 - p))[:, None]).T @ slopes / len(x)
+        lengths.append(float(step @ fisher @ step))
+    return lengths[1] / lengths[0], (lengths[1] / lengths[0]) ** 0.5
+
+
+def gain_information() -> tuple[float, float, float]:
+    """The Fisher information of a batch-normalized logistic unit's gain: from the scores, with the expectation over y
+    carried out; by equation 13's (g, g) entry; by equation 32."""
+    a = torch.randn(CASES, dtype=torch.float64, generator=_generator())
+    normalized = (a - a.mean()) / a.std(unbiased=False)
+    gain = torch.tensor([1.5], dtype=torch.float64)
+    p, slopes = _logistic(gain, lambda g: g[:, 0] * normalized + 0.5, CASES)
+    scores = torch.stack([(y - p) * slopes[:, 0] for y in (0.0, 1.0)])
+    exact = (torch.stack([1 - p, p]) * scores**2).sum(0).mean()
+    covariance = p * (1 - p)  # Cov[y|x], with phi = 1
+    return float(exact), float((covariance * normalized**2).mean()), float(covariance.mean())
+
+
+def shifted_cases() -> tuple[float, float]:
+    """By which part of its norm a layer-normalized layer's output changes when one number is added to all features of
+    a case, and when it is added to all of its summed inputs."""
+    generator = _generator()
+    x = torch.randn(256, INPUTS, dtype=torch.float64, generator=generator)
+    weights = torch.randn(UNITS, INPUTS, dtype=torch.float64, generator=generator) / INPUTS**0.5
+    shift = torch.randn(256, 1, dtype=torch.float64, generator=generator)
+    gain = torch.ones(UNITS, dtype=torch.float64)
+
+    def change(summed: Tensor) -> float:
+        before, after = (layer_norm(a, gain, eps=0.0) for a in (x @ weights.T, summed))
+        return float((after - before).norm() / before.norm())
+
+    return change((x + shift) @ weights.T), change(x @ weights.T + shift)
