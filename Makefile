@@ -38,15 +38,16 @@ lock: $(VENV)/.ready ## Resolve requirements.lock again (maintainers)
 READY := $(VENV)/.ready
 given = $(filter-out undefined,$(origin $(1)))
 chosen := --profile $(PROFILE) $(if $(call given,NORMS),--norms "$(NORMS)") $(if $(call given,SEEDS),--seeds "$(SEEDS)") $(if $(RESULTS),--results $(RESULTS))
-overrides := $(if $(DEVICE),device=$(DEVICE)) $(if $(DATA),data=$(DATA)) $(if $(TRACKING),tracking=$(TRACKING)) $(OVERRIDES)
+until := $(if $(call given,UNTIL),$(UNTIL))
+overrides := $(if $(until),until=$(until)) $(if $(DEVICE),device=$(DEVICE)) $(if $(DATA),data=$(DATA)) $(if $(TRACKING),tracking=$(TRACKING)) $(OVERRIDES)
 # reproduce-order-embeddings -> order_embeddings
 group = $(subst -,_,$*)
 
-reproduce-%: $(READY) ## Run an experiment, judge its claims, draw its figure (PROFILE= NORMS= SEEDS= DEVICE= JOBS= OVERRIDES=)
+reproduce-%: $(READY) ## Run an experiment, judge its claims, draw its figure (PROFILE= NORMS= SEEDS= DEVICE= JOBS= UNTIL= OVERRIDES=)
 	@$(PY) -m scripts.reproduce $(group) $(chosen) $(if $(JOBS),--jobs $(JOBS)) $(overrides)
 
 plan-%: $(READY) ## Show what would run, what is done and how long the rest takes
-	@$(PY) -m scripts.plan $(group) $(chosen)
+	@$(PY) -m scripts.plan $(group) $(chosen) $(if $(until),--until $(until))
 
 sweep-%: $(READY) ## The same, several runs at a time (JOBS= LAUNCHER=local|slurm); also sweep-learning-rate, sweep-batch-size
 	@$(PY) -m scripts.sweep $(group) $(chosen) $(if $(JOBS),--jobs $(JOBS)) $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(overrides)

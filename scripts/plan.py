@@ -14,12 +14,14 @@ def main() -> None:
     parser.add_argument("--norms")
     parser.add_argument("--seeds")
     parser.add_argument("--results", default="results")
+    parser.add_argument("--until", help="only so much of each run: a share such as 0.1, 20epochs, 5000steps")
     arguments = parser.parse_args()
     try:
         found = cells(
             arguments.results,
             arguments.profile,
             wanted(arguments.group, arguments.profile, arguments.norms, arguments.seeds),
+            arguments.until,
         )
     except Mistake as mistake:
         fail(mistake)

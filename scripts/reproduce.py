@@ -23,7 +23,8 @@ def one_by_one(arguments: argparse.Namespace) -> int:
         sys.argv[1:] = ["-m", *lists]
         failed |= train.run()
     print(conclude_sweep(arguments.group, arguments.profile, arguments.results, arguments.overrides))
-    unfinished = [cell for cell in cells(arguments.results, arguments.profile, chosen) if not cell.done]
+    until = next((o.partition("=")[2] for o in reversed(arguments.overrides) if o.startswith("until=")), None)
+    unfinished = [cell for cell in cells(arguments.results, arguments.profile, chosen, until) if not cell.done]
     for cell in unfinished:
         print(f"not finished: {cell.folder} ({cell.status})", file=sys.stderr)
     return int(failed or bool(unfinished))

@@ -24,6 +24,7 @@ from ln import LSTMCell, NormConfig, norms
 AIM = 5
 # Where both windows start: their outermost filters this share of the image apart, filters this many strides wide.
 START_SHARE, START_WIDTH = 0.5, 0.5
+INIT_DEVIATION = 0.01  # of all weights, as in jbornschein/draw, which the paper built on; all biases 0
 MEAN_RANGE = (0.005, 0.995)  # of a pixel of the mean image, so that its logit is finite
 
 
@@ -116,6 +117,16 @@ class Sample(torch.autograd.Function):
         return torch.cat([torch.addcmul(d_z, mean, d_kl), d_log_std], 1), None
 
 
+@torch.no_grad()
+def start_small(cell: LSTMCell) -> None:
+    """Weights from N(0, INIT_DEVIATION^2) and biases 0; gains stay where the norm has them."""
+    for name, columns in (("weight_ih", cell.input_size), ("weight_hh", cell.hidden_size)):
+        cell.set_weight(name, torch.empty(4 * cell.hidden_size, columns).normal_(std=INIT_DEVIATION))
+    for name, parameter in cell.named_parameters():
+        if name.startswith("bias_"):
+            nn.init.zeros_(parameter)
+
+
 class Glimpse(NamedTuple):
     """One step of the unrolled model."""
 
@@ -140,8 +151,10 @@ class Draw(nn.Module):
         self.decoder = LSTMCell(Z, H, norm=cell_norm)
         latent, brush = nn.Linear(H, 2 * Z), nn.Linear(H, W * W + 2 * AIM)
         for linear in (latent, brush):
-            nn.init.normal_(linear.weight, std=0.01)
+            nn.init.normal_(linear.weight, std=INIT_DEVIATION)
             nn.init.zeros_(linear.bias)
+        for cell in (self.encoder, self.decoder):
+            start_small(cell)
         with torch.no_grad():
             # Windows as wide as the image would start with all four read filters in its empty corners.
             brush.bias[4:6] = math.log(START_SHARE)

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ln.kernels import BACKENDS
 from ln.norms import NormConfig
 from ln.suite.errors import Mistake
+from ln.suite.until import Until
 
 if TYPE_CHECKING:
     from ln.suite.task import Task
@@ -29,8 +30,8 @@ DATA = ("auto", "original", "substitute", "embedded")
 DEVICES = ("auto", "cpu", "cuda")
 GRAPH = ("auto", "off")
 TRACKING = ("auto", "online", "offline", "disabled")
-# Where and how a recipe is carried out; these cannot change its result.
-NOT_IDENTITY = ("device", "backend", "graph", "threads", "tracking", "results")
+# Where, how and how far a recipe is carried out; these cannot change its result.
+NOT_IDENTITY = ("device", "backend", "graph", "threads", "tracking", "results", "until")
 
 
 @dataclasses.dataclass
@@ -70,6 +71,7 @@ class Recipe:
     threads: int = 0
     tracking: str = "auto"
     results: str = "results"
+    until: str | None = None  # stop early: a share of the run (0.1), 20epochs or 5000steps
 
 
 def names(group: str) -> list[str]:
@@ -145,6 +147,7 @@ def check(recipe: Recipe) -> None:
         raise Mistake("train.evaluate_every, train.evaluate_every_steps: give one of the two, the other null")
     if train.select.direction not in ("lower", "higher"):
         raise Mistake(f"train.select.direction={train.select.direction} is neither lower nor higher")
+    Until.of(recipe.until)
     if recipe.seed < 0:
         raise Mistake(f"seed={recipe.seed} must not be negative")
     if recipe.threads < 0:

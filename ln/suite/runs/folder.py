@@ -27,9 +27,12 @@ from ln.suite.config import Recipe, differing, identity, identity_hash
 from ln.suite.errors import Mistake
 from ln.suite.files import cannot_write, replacing, write_text
 from ln.suite.runs.checkpoint import load_whole
+from ln.suite.until import Until
 
 COMPLETE, DIVERGED, RUNNING, INTERRUPTED, FAILED = "complete", "diverged", "running", "interrupted", "failed"
+PARTIAL = "partial"  # carried out up to `until`; goes on from its checkpoint
 DONE = (COMPLETE, DIVERGED)  # a diverged run is a result, not something to try again
+PASSING = ("error", "step", "epoch", "stop_step")  # of run.json: how far a try was to go, and how it ended
 CHECKPOINTS = ("checkpoint.pt", "checkpoint.previous.pt")  # the newest first
 SPARE_BYTES = 16384  # given back when the disk is full, so that run.json can still say so
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "hydra-core", "wandb")
@@ -92,7 +95,8 @@ class Run:
         """Take the run's folder: new, unfinished (then `checkpoints` tell where to go on) or done.
 
         Raises:
-            Mistake: the folder holds another recipe's run, belongs to a living process, or cannot be written.
+            Mistake: the folder holds another recipe's run, or part of this one's without its checkpoint; belongs to a
+                living process, or cannot be written.
         """
         folder = run_folder(recipe.results, recipe.profile, recipe.experiment, recipe.norm.name, recipe.seed)
         info = {"status": RUNNING, "hash": identity_hash(recipe, source), "identity": identity(recipe, source)}
@@ -107,9 +111,9 @@ class Run:
             return run
         try:
             run._known()
-            if run.done:
+            if run.ended:
                 run.tidy()
-            else:
+            elif not run.done:
                 run._spare().write_bytes(b"\0" * SPARE_BYTES)
         except OSError as error:
             run.close()
@@ -163,6 +167,11 @@ class Run:
                 "choose another place with RESULTS=<folder> (results=<folder>), or delete it"
             )
         self.info = old
+        if old["status"] == PARTIAL and not self.done and not any((self.folder / c).exists() for c in CHECKPOINTS):
+            raise Mistake(
+                f"{self.folder} holds the first {old['step']} of {old['last_step']} steps of a run, but no checkpoint "
+                "to go on from; choose another place with RESULTS=<folder> (results=<folder>), or delete it"
+            )
         return self
 
     def _measured(self) -> bool:
@@ -177,8 +186,15 @@ class Run:
         return False
 
     @property
-    def done(self) -> bool:
+    def ended(self) -> bool:
+        """Whether it came to its end."""
         return self.info["status"] in DONE
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do: it came to its end, or to where the recipe's `until` stops it."""
+        part = self.info["status"] == PARTIAL
+        return self.ended or (part and Until.of(self.recipe.until).reached(self.info))
 
     # --- metrics.jsonl
 
@@ -253,12 +269,12 @@ class Run:
     # --- run.json
 
     def write(self, status: str, **fields: Any) -> None:
-        """Update run.json; written whole or not at all. What an earlier try failed of is no longer so.
+        """Update run.json; written whole or not at all. What an earlier try failed of, or came to, is no longer so.
 
         Raises:
             Mistake: it cannot be written.
         """
-        kept = {key: value for key, value in self.info.items() if key != "error"}
+        kept = {key: value for key, value in self.info.items() if key not in PASSING}
         info = {**kept, **fields, "status": status}
         write_text(self.folder / "run.json", json.dumps(info, indent=2, sort_keys=True, allow_nan=False) + "\n")
         self.info = info

@@ -16,7 +16,7 @@ from typing import Any
 
 from ln.suite.errors import Mistake
 from ln.suite.runs import mirror
-from ln.suite.runs.folder import DONE, Run
+from ln.suite.runs.folder import DONE, PARTIAL, Run
 
 LEAVE_SHARE = 0.01  # of the time that training took: how long the command waits for W&B at its end
 
@@ -110,11 +110,12 @@ def mirror_verdicts(folder: Path, overrides: list[str]) -> None:
 
 
 def unmirrored(results: str | Path, *, everything: bool) -> list[dict[str, Any]]:
-    """The done runs and verdicts under a results folder, as orders for `rebuild`: all, or those without a copy here."""
+    """The done and partial runs and the verdicts under a results folder, as orders for `rebuild`: all, or those without
+    a copy here."""
     orders: list[dict[str, Any]] = []
     for path in sorted(Path(results).rglob("run.json")):
         info = json.loads(path.read_text())
-        if info["status"] in DONE and (everything or not _copy(results, mirror.Place.id(info))):
+        if info["status"] in (*DONE, PARTIAL) and (everything or not _copy(results, mirror.Place.id(info))):
             orders.append({"folder": str(path.parent)})
     for path in sorted(Path(results).glob("*/*/verdicts.json")):
         if everything or not _copy(results, mirror.verdicts_id(path.parent)):

@@ -35,6 +35,7 @@ from ln.suite.runs.folder import (
     DIVERGED,
     FAILED,
     INTERRUPTED,
+    PARTIAL,
     RUNNING,
     Run,
     going_back,
@@ -44,6 +45,7 @@ from ln.suite.runs.folder import (
 from ln.suite.runs.pictures import draw, draw_again
 from ln.suite.runs.step import Means, Step, optimizer_of
 from ln.suite.task import Task, evaluation, stream_seed
+from ln.suite.until import Until
 
 FLUSH_STEPS = 100  # losses are looked at this often, so that a GPU is not made to wait at every step
 CHECKPOINT_SECONDS = 60.0
@@ -92,6 +94,7 @@ class Loop:
         self.last_step = max(1, round(length * unit))
         # In steps; maybe a fraction of an epoch.
         self.every = recipe.train.evaluate_every_steps or (recipe.train.evaluate_every or 0) * unit
+        self.stop_step = Until.of(recipe.until).step(self.last_step, task.steps_per_epoch)
         self.step = 0
         self.means = Means()
         self.best: dict[str, Any] = {"value": None, "step": 0, "model": None}
@@ -189,11 +192,11 @@ class Loop:
 
 def train(recipe: Recipe, run: Run, task: Task) -> None:
     """Train to the end, evaluating on the way, and evaluate the test split once on the checkpoint that validation
-    chose."""
+    chose; or up to the recipe's `until`, from where the run can go on."""
     loop = Loop(recipe, run, task, optimizer_of(recipe.train, task.model, task.device))
     torch.manual_seed(stream_seed(recipe.seed, "train"))
     loop.resume()
-    run.write(RUNNING, last_step=loop.last_step)
+    run.write(RUNNING, last_step=loop.last_step, stop_step=loop.stop_step)
     tracking.begin(run)
     select = recipe.train.select.metric
     task.model.train()
@@ -229,6 +232,9 @@ def train(recipe: Recipe, run: Run, task: Task) -> None:
                 bar.set_postfix_str(f"{select} {metrics[select]:.4g}")
                 if bar.disable:
                     report(loop, metrics, first_step, trained_seconds)
+            if due and loop.stop_step <= loop.step < loop.last_step:
+                part(loop, first_step, trained_seconds, bar)
+                return
             if stop or time.perf_counter() - checkpointed > CHECKPOINT_SECONDS:
                 loop.checkpoint()
                 checkpointed = time.perf_counter()
@@ -246,15 +252,33 @@ def train(recipe: Recipe, run: Run, task: Task) -> None:
     run.finish(
         COMPLETE,
         final=final,
-        best_step=loop.best["step"],
         steps=loop.last_step,
-        seconds=round(loop.seconds, 3),
-        steps_per_second=round((loop.last_step - first_step) / max(trained_seconds, 1e-9), 3),
-        peak_memory_bytes=peak_memory_bytes(task.device),
-        backend=backends_of(task.model),
-        examples=task.examples,
+        **measured(loop, first_step, trained_seconds),
     )
     draw(run, task)
+
+
+def measured(loop: Loop, first_step: int, trained_seconds: float) -> dict[str, Any]:
+    """What run.json says of the steps that were taken."""
+    return {
+        "best_step": loop.best["step"],
+        "seconds": round(loop.seconds, 3),
+        "steps_per_second": round((loop.step - first_step) / max(trained_seconds, 1e-9), 3),
+        "peak_memory_bytes": peak_memory_bytes(loop.task.device),
+        "backend": backends_of(loop.task.model),
+        "examples": loop.task.examples,
+    }
+
+
+def part(loop: Loop, first_step: int, trained_seconds: float, bar: tqdm) -> None:
+    """The run has come as far as it was to come: it keeps its checkpoint and goes on when more is asked for."""
+    loop.checkpoint()
+    epoch = round(loop.step / loop.task.steps_per_epoch, 6)
+    loop.run.write(PARTIAL, step=loop.step, epoch=epoch, **measured(loop, first_step, trained_seconds))
+    bar.write(
+        f"{loop.run.folder}: the first {loop.step} of {loop.last_step} steps are done; "
+        "a larger UNTIL (until=), or none, goes on from there"
+    )
 
 
 def diverged(loop: Loop, step: int, bar: tqdm) -> None:

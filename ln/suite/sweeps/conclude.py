@@ -9,7 +9,7 @@ from matplotlib.ticker import FuncFormatter
 from ln.norms import NORMS, Normalization
 from ln.suite.config import names
 from ln.suite.judging.claims import Measured, load_runs
-from ln.suite.runs.folder import DONE, FAILED
+from ln.suite.runs.folder import DONE, FAILED, PARTIAL
 from ln.suite.runs.tracking import mirror_verdicts
 from ln.suite.showing.figures import new_figure, save, two_or_five
 from ln.suite.showing.report import conclude, terminal_table
@@ -43,7 +43,7 @@ def closing_lines(cells: list[SweepCell], notes: Notes) -> tuple[list[str], bool
             lines.append(f"failed: {where}{outcome.sentence}")
         elif outcome.status == BUSY:
             lines.append(f"left to its owner: {outcome.sentence}")
-        elif outcome.status not in DONE:
+        elif outcome.status not in (*DONE, PARTIAL):
             lines.append(f"{outcome.status}: {cell.folder}; the same command goes on from its checkpoint")
     if left:
         lines.append(f"not begun: {left} runs; the same command goes on with them")

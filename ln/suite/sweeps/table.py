@@ -11,15 +11,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from ln.suite.runs.folder import COMPLETE, DIVERGED, DONE, FAILED, INTERRUPTED, RUNNING, read_metrics
+from ln.suite.runs.folder import COMPLETE, DIVERGED, DONE, FAILED, INTERRUPTED, PARTIAL, RUNNING, read_metrics
 from ln.suite.sweeps.cells import SweepCell
 from ln.suite.sweeps.launch import BUSY, Notes
 from ln.suite.sweeps.wanted import duration
 
 LOOK_SECONDS = 1.0
 WAITING = "waiting"
-MARKS = {COMPLETE: "✓", DIVERGED: "∞", FAILED: "✗", BUSY: "busy", INTERRUPTED: "stopped", WAITING: "·", RUNNING: "▶"}
-COLOURS = {COMPLETE: "32", DIVERGED: "33", FAILED: "31", BUSY: "33", INTERRUPTED: "33", WAITING: "2", RUNNING: "36"}
+MARKS = {
+    COMPLETE: "✓",
+    DIVERGED: "∞",
+    FAILED: "✗",
+    BUSY: "busy",
+    INTERRUPTED: "stopped",
+    WAITING: "·",
+    RUNNING: "▶",
+    PARTIAL: "◑",
+}
+COLOURS = {COMPLETE: "32", DIVERGED: "33", FAILED: "31", BUSY: "33", INTERRUPTED: "33", WAITING: "2", RUNNING: "36",
+           PARTIAL: "32"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -31,7 +41,7 @@ class State:
     metric: str = ""
     best: float | None = None
     speed: float | None = None  # steps per second
-    share: float = 0.0  # of its steps
+    share: float = 0.0  # of the steps it is to take
     seconds: float = 0.0  # trained so far
 
     @property
@@ -62,7 +72,8 @@ def look(cell: SweepCell, notes: Notes) -> State:
     if not records:
         return State(cell, status, select["metric"])
     step, seconds = records[-1]["step"], records[-1]["seconds"]
-    share = 1.0 if status == DIVERGED else min(1.0, step / info.get("last_step", step))
+    wanted = info.get("stop_step", info.get("last_step", step))
+    share = 1.0 if status in (DIVERGED, PARTIAL) else min(1.0, step / wanted)
     return State(cell, status, select["metric"], best, step / seconds if seconds else None, share, seconds)
 
 
@@ -86,8 +97,8 @@ def seconds_left(states: list[State], jobs: int) -> float | None:
 def summary(states: list[State], jobs: int) -> str:
     counts = Counter(state.status for state in states)
     parts = [f"{counts.pop(COMPLETE, 0)} of {len(states)} complete"]
-    parts += [f"{counts[status]} {status}" for status in (RUNNING, WAITING, DIVERGED, FAILED, BUSY, INTERRUPTED)
-              if counts[status]]  # fmt: skip
+    others = (RUNNING, WAITING, PARTIAL, DIVERGED, FAILED, BUSY, INTERRUPTED)
+    parts += [f"{counts[status]} {status}" for status in others if counts[status]]
     speeds = [state.speed for state in states if state.status == RUNNING and state.speed]
     if speeds:
         parts.append(f"{sum(speeds):.3g} steps/s")

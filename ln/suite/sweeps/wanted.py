@@ -8,7 +8,8 @@ from pathlib import Path
 from ln.suite.config import PROFILES, names
 from ln.suite.errors import Mistake
 from ln.suite.judging.claims import load_claims
-from ln.suite.runs.folder import COMPLETE, DONE, read_metrics, run_folder
+from ln.suite.runs.folder import COMPLETE, DONE, PARTIAL, read_metrics, run_folder
+from ln.suite.until import Until
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,7 @@ class Cell:
     status: str  # a run's status, or missing
     share: float  # of its steps that are behind it
     seconds: float | None  # what is left, estimated from runs like it; None where there are none
-
-    @property
-    def done(self) -> bool:
-        return self.status in DONE
+    done: bool  # no more of it is wanted
 
 
 @dataclass(frozen=True)
@@ -74,40 +72,71 @@ def wanted(group: str, profile: str, norms: str | None = None, seeds: str | None
     return Wanted({e: norms for e, norms in by_experiment.items() if norms}, numbers)
 
 
-def cells(results: str | Path, profile: str, wanted: Wanted) -> list[Cell]:
-    """The wanted runs and their state, read from their folders."""
-    speeds_of = {e: _seconds_by_norm(Path(results) / profile / e) for e in wanted.norms}
+@dataclass(frozen=True)
+class Pace:
+    """What a run that is done, wholly or in part, tells of the others like it."""
+
+    seconds: float  # of the whole run
+    last_step: int
+    steps_per_epoch: int | None
+
+    def share(self, until: Until) -> float | None:
+        """Which share of the whole run `until` is; None where nothing tells."""
+        if until.unit == "epochs" and self.steps_per_epoch is None:
+            return None
+        return until.step(self.last_step, self.steps_per_epoch or 0) / self.last_step
+
+
+def cells(results: str | Path, profile: str, wanted: Wanted, until: str | None = None) -> list[Cell]:
+    """The wanted runs and their state, read from their folders; `until`: so much of each is wanted.
+
+    Raises:
+        Mistake: `until` is no part of a run.
+    """
+    part = Until.of(until)
+    paces_of = {e: _paces(Path(results) / profile / e) for e in wanted.norms}
     found = []
     for experiment, norm, seed in wanted:
-        folder, speeds = run_folder(results, profile, experiment, norm, seed), speeds_of[experiment]
-        status, share = _state(folder, speeds)
-        whole = speeds.get(norm, max(speeds.values(), default=None))
-        left = 0.0 if status in DONE else (None if whole is None else whole[0] * (1 - share))
-        found.append(Cell(experiment, norm, seed, folder, status, share, left))
+        folder, paces = run_folder(results, profile, experiment, norm, seed), paces_of[experiment]
+        pace = paces.get(norm, max(paces.values(), key=lambda p: p.seconds, default=None))
+        status, share, done = _state(folder, pace, part)
+        target = pace.share(part) if pace else None
+        left = 0.0 if done else (None if pace is None or target is None else pace.seconds * max(0.0, target - share))
+        found.append(Cell(experiment, norm, seed, folder, status, share, left, done))
     return found
 
 
-def _seconds_by_norm(folder: Path) -> dict[str, tuple[float, int]]:
-    """For each norm with a complete run: the longest run's seconds and its steps."""
-    speeds: dict[str, tuple[float, int]] = {}
+def _paces(folder: Path) -> dict[str, Pace]:
+    """For each norm the slowest of its runs that are complete or partial."""
+    paces: dict[str, Pace] = {}
     for path in folder.glob("*/*/run.json"):
         info = json.loads(path.read_text())
-        if info["status"] == COMPLETE:
-            norm = path.parent.parent.name
-            speeds[norm] = max(speeds.get(norm, (0.0, 0)), (info["seconds"], info["steps"]))
-    return speeds
+        if info["status"] not in (COMPLETE, PARTIAL):
+            continue
+        whole = info["status"] == COMPLETE
+        last_step = info["steps"] if whole else info["last_step"]
+        seconds = info["seconds"] if whole else info["seconds"] * last_step / info["step"]
+        epochs = info["identity"]["train"]["epochs"]
+        per_epoch = last_step / epochs if epochs else None if whole else info["step"] / info["epoch"]
+        pace = Pace(seconds, last_step, round(per_epoch) if per_epoch else None)
+        norm = path.parent.parent.name
+        paces[norm] = max(paces.get(norm, pace), pace, key=lambda p: p.seconds)
+    return paces
 
 
-def _state(folder: Path, speeds: dict[str, tuple[float, int]]) -> tuple[str, float]:
+def _state(folder: Path, pace: Pace | None, until: Until) -> tuple[str, float, bool]:
+    """A run's status, the share of its whole that is behind it, and whether no more of it is wanted."""
     path = folder / "run.json"
     if not path.exists():
-        return "missing", 0.0
-    status = json.loads(path.read_text())["status"]
+        return "missing", 0.0, False
+    info = json.loads(path.read_text())
+    status = info["status"]
     if status in DONE:
-        return status, 1.0
-    records = read_metrics(folder / "metrics.jsonl")
-    steps = max((seconds_steps[1] for seconds_steps in speeds.values()), default=0)
-    return status, min(1.0, records[-1]["step"] / steps) if records and steps else 0.0
+        return status, 1.0, True
+    if status == PARTIAL:
+        return status, info["step"] / info["last_step"], until.reached(info)
+    records, steps = read_metrics(folder / "metrics.jsonl"), info.get("last_step", pace.last_step if pace else 0)
+    return status, min(1.0, records[-1]["step"] / steps) if records and steps else 0.0, False
 
 
 def duration(seconds: float) -> str:
