@@ -21,7 +21,7 @@ from ln.suite.data import Source, mnist, resolve
 from ln.suite.errors import Mistake
 from ln.suite.judging.claims import Runs
 from ln.suite.showing.figures import new_figure, save
-from ln.suite.task import Shuffled, Task
+from ln.suite.task import Shuffled, Task, wrong
 
 COLUMNS = {
     "w_rescaling": "weight matrix\nre-scaling",
@@ -243,7 +243,7 @@ class Invariance(Task):
         logits = self.model(self.images[split])
         growth = float(self.weight_norm()) / self.first_norm
         metrics = {
-            "error": float((logits.argmax(1) != self.labels[split]).float().mean()),
+            "error": wrong(logits, self.labels[split]) / len(logits),
             "weight_growth": growth,
             "effective_rate": 1 / growth**2,  # the learning rate a scale-invariant function sees, relative to the start
         }

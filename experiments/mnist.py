@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ln import norms
 from ln.suite.config import Recipe
 from ln.suite.data import Source, mnist, resolve
-from ln.suite.task import Shuffled, Task
+from ln.suite.task import Shuffled, Task, wrong
 
 CLASSES = 10
 EVALUATION_BATCH = 2500
@@ -80,11 +80,11 @@ class Mnist(Task):
         return {"loss": loss}
 
     def evaluate(self, split: str) -> dict[str, float]:
-        nll, wrong = 0.0, 0
+        nll, errors = 0.0, 0.0
         first = self.recipe.model.train_evaluated if split == "train" else None
         images, labels = self.images[split][:first], self.labels[split][:first]
         for x, y in zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True):
             logits = self.model(x)
             nll += float(F.cross_entropy(logits, y, reduction="sum"))
-            wrong += int((logits.argmax(1) != y).sum())
-        return {"nll": nll / len(labels), "error": wrong / len(labels)}
+            errors += wrong(logits, y)
+        return {"nll": nll / len(labels), "error": errors / len(labels)}

@@ -17,7 +17,7 @@ from ln import LSTM, NormConfig
 from ln.suite.config import Recipe, zero_allowed
 from ln.suite.data import Source, mnist, resolve
 from ln.suite.errors import Mistake
-from ln.suite.task import Shuffled, Task
+from ln.suite.task import Shuffled, Task, wrong
 
 CLASSES = 10
 EVALUATION_BATCH = 1000
@@ -135,9 +135,9 @@ class SeqMnist(Task):
     def evaluate(self, split: str) -> dict[str, float]:
         most = self.examples[split] if split == "test" else self.recipe.model.evaluation_examples
         pixels, labels = self.pixels[split][:most], self.labels[split][:most]
-        nll, right = 0.0, 0
+        nll, errors = 0.0, 0.0
         for x, y in zip(pixels.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True):
             logits = self.model(x.T.unsqueeze(-1).contiguous(), 0.0)
             nll += float(F.cross_entropy(logits, y, reduction="sum"))
-            right += int((logits.argmax(1) == y).sum())
-        return {"nll": nll / len(labels), "accuracy": 100 * right / len(labels)}
+            errors += wrong(logits, y)
+        return {"nll": nll / len(labels), "accuracy": 100 * (len(labels) - errors) / len(labels)}

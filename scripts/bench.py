@@ -302,9 +302,12 @@ def draw(report: dict[str, Any], folder: Path, name: str) -> None:
 
 
 def save(figure: Any, path: Path) -> None:
+    from ln.suite.files import replacing
+
     figure.tight_layout()
     for kind in ("png", "svg"):
-        figure.savefig(path.with_suffix(f".{kind}"), dpi=150, metadata={"Date": None} if kind == "svg" else None)
+        with replacing(path.with_suffix(f".{kind}")) as file:
+            figure.savefig(file, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None)
 
 
 def scaling(device: str, threads: int, rounds: int, quick: bool) -> dict[str, dict[str, Any]]:
@@ -378,10 +381,11 @@ def main(arguments: list[str] | None = None) -> None:
         report["scaling"] = scaling(options.device, options.threads, 2 if options.quick else 3, options.quick)
     if options.device == "cpu" and not options.quick:
         report["draw"] = draw_step()
-    options.out.mkdir(parents=True, exist_ok=True)
+    from ln.suite.files import write_text
+
     name = f"{options.device}-{options.threads}-threads"
-    (options.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
-    (options.out / f"{name}.txt").write_text("\n".join(tables) + "\n")
+    write_text(options.out / f"{name}.json", json.dumps(report, indent=1) + "\n")
+    write_text(options.out / f"{name}.txt", "\n".join(tables) + "\n")
     draw(report, options.out, name)
     print(f"\nwritten to {options.out}")
 

@@ -12,6 +12,7 @@ from hydra import compose, initialize_config_dir
 
 from experiments.mnist import Mnist, mlp
 from ln.suite.config import CONFIGS, Recipe, recipe_of
+from ln.suite.files import write_text
 from ln.suite.runs.folder import Run, cpu_name
 from ln.suite.runs.train import train
 
@@ -73,8 +74,7 @@ def main() -> None:
     found = {experiment: measure(experiment) for experiment in STEPS}
     report = {"cpu": cpu_name(), "threads": torch.get_num_threads(), "steps_per_second": found}
     path = Path("results/bench/train.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(report, indent=2) + "\n")
+    write_text(path, json.dumps(report, indent=2) + "\n")
     for experiment, rates in found.items():
         print(
             f"{experiment}: ln.suite.runs.train {rates['ours']:.1f} steps/s, bare loop {rates['bare']:.1f}, "

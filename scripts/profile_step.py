@@ -32,6 +32,7 @@ from ln.norms import NORMS
 from ln.parameters import NormalizedRecurrence
 from ln.suite.config import CONFIGS, Recipe, check_choices, imported, recipe_of
 from ln.suite.errors import Mistake, fail
+from ln.suite.files import write_text
 from ln.suite.runs.backends import ask_for, backends_of
 from ln.suite.runs.folder import cpu_name
 from ln.suite.runs.step import Step, optimizer_of
@@ -256,8 +257,7 @@ def main(arguments: list[str] | None = None) -> None:
     except Mistake as mistake:
         fail(mistake)
     path = Path(recipe.results) / "bench" / f"profile_{recipe.experiment}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found, indent=2) + "\n")
+    write_text(path, json.dumps(found, indent=2) + "\n")
     picture = draw(found, path.with_suffix(".png"))
     for name, share in found["shares"].items():
         print(f"{name:>18} {100 * share:5.1f} %")

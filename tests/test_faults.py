@@ -7,21 +7,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import ln.suite.runs.train
 from experiments.mnist import Mnist
-from ln.suite.config import Recipe
+from experiments.order_embeddings.network import ranks, recalls
+from experiments.skip_thoughts.evaluation import Protocol, cross_validated, relatedness
+from ln.suite.config import Recipe, imported, names
 from ln.suite.errors import Mistake
 from ln.suite.files import replacing, write_text
 from ln.suite.optimizers import AdamAsPublished
 from ln.suite.runs.checkpoint import load_optimizer, load_whole
-from ln.suite.runs.train import carry_out
+from ln.suite.runs.train import built, carry_out
+from ln.suite.task import evaluation, wrong
 from tests.test_train import metrics, stopped_run
 
 Make = Callable[..., Recipe]
 RUN = "experiment=mnist_b128"
+# One of each task.
+EXPERIMENTS = [name for name in names("experiment") if not any(name.startswith(f"{n}_") for n in names("experiment"))]
 
 
 def status(folder: Path) -> str:
@@ -314,3 +320,32 @@ def test_a_test_split_that_is_not_finite_is_diverged(recipe: Make, monkeypatch: 
     run = carry_out(recipe(RUN))
     assert run.info["status"] == "diverged"
     assert not any(record.get("final") for record in metrics(run))
+
+
+def test_what_is_built_on_comparing_is_nan_of_a_model_of_nan() -> None:
+    """Compared with NaN nothing is less, so such a model would retrieve perfectly, or answer the first class."""
+    assert math.isnan(wrong(torch.full((4, 3), math.nan), torch.zeros(4, dtype=torch.long)))
+    assert wrong(torch.tensor([[0.0, 1.0], [-math.inf, 0.0]]), torch.tensor([0, 1])) == 1
+    for rank in ranks(torch.full((10, 2), math.nan)):
+        assert all(map(math.isnan, recalls(rank).values()))
+    one = torch.rand(10, 2)
+    one[3, 1] = math.nan
+    assert all(math.isnan(value) for rank in ranks(one) for value in recalls(rank).values())
+    features, labels = np.ones((20, 3)), np.arange(20.0) % 2
+    features[4, 1] = math.inf
+    assert all(map(math.isnan, cross_validated(features, labels, Protocol())))
+    pairs = (features, labels + 1)
+    assert all(map(math.isnan, relatedness(pairs, pairs, pairs, Protocol()).values()))
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_a_model_of_nan_diverges_in_every_experiment(recipe: Make, experiment: str) -> None:
+    made = recipe(f"experiment={experiment}", "norm=none")
+    kind = imported(made.task)
+    task = built(kind, made, kind.find("embedded"), torch.device("cpu"))
+    with torch.no_grad():
+        for parameter in task.model.parameters():
+            parameter.fill_(math.nan)
+    with evaluation(task, 0):
+        found = task.evaluate("valid")
+    assert math.isnan(found[made.train.select.metric.removeprefix("valid_")])

@@ -20,7 +20,7 @@ from ln.suite.data import Source, cloze, cnn_questions, resolve
 from ln.suite.data.cloze import FIRST_ENTITY, Cloze, most_frequent_entity, most_similar, rarity
 from ln.suite.data.vocabulary import UNKNOWN, padded
 from ln.suite.errors import Mistake
-from ln.suite.task import Shuffled, Task, stream_seed
+from ln.suite.task import Shuffled, Task, stream_seed, wrong
 
 EVALUATION_BATCH = 250
 Batch = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]  # passage (T, B), lengths (B,), question (U, B), lengths, answers
@@ -163,14 +163,14 @@ class AttentiveReaderTask(Task):
         return {"loss": F.cross_entropy(scores, batch[4]), "error": error.detach()}
 
     def evaluate(self, split: str) -> dict[str, float]:
-        part, nll, wrong = self.splits[split], 0.0, 0
+        part, nll, errors = self.splits[split], 0.0, 0.0
         by_length = np.argsort([len(words) for words in part.passages], kind="stable")
         for chosen in np.array_split(by_length, -(-len(part) // EVALUATION_BATCH)):
             batch = self._batch(split, chosen.tolist())
             scores, _ = self.scores(batch)
             nll += float(F.cross_entropy(scores.double(), batch[4], reduction="sum"))
-            wrong += int((scores.argmax(1) != batch[4]).sum())
-        return {"nll": nll / len(part), "error": 100 * wrong / len(part)}
+            errors += wrong(scores, batch[4])
+        return {"nll": nll / len(part), "error": 100 * errors / len(part)}
 
     def evaluate_once(self) -> dict[str, float]:
         """What can be had without reading: the error of the passage's most frequent entity that is not in the question,

@@ -17,7 +17,7 @@ from experiments.convnet.network import ConvPool, Settings
 from ln.suite.config import Recipe
 from ln.suite.data import Source, cifar10, resolve
 from ln.suite.errors import Mistake
-from ln.suite.task import Shuffled, Task, stream_seed
+from ln.suite.task import Shuffled, Task, stream_seed, wrong
 
 CLASSES = 10
 EVALUATION_BATCH = 500
@@ -101,13 +101,13 @@ class ConvNet(Task):
 
     def evaluate(self, split: str) -> dict[str, float]:
         """nll in nats and the error in percent."""
-        nll, wrong = 0.0, 0
+        nll, errors = 0.0, 0.0
         images, labels = self.images[split], self.labels[split]
         for x, y in zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True):
             logits = self.model(x)
             nll += float(F.cross_entropy(logits, y, reduction="sum"))
-            wrong += int((logits.argmax(1) != y).sum())
-        return {"nll": nll / len(labels), "error": 100 * wrong / len(labels)}
+            errors += wrong(logits, y)
+        return {"nll": nll / len(labels), "error": 100 * errors / len(labels)}
 
     def evaluate_once(self) -> dict[str, float]:
         """How often the units at the boundary are on, and how much their summed inputs vary, over the same in the

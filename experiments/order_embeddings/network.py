@@ -104,8 +104,12 @@ def ranks(error: Tensor) -> tuple[Tensor, Tensor]:
     image. error (S, V), S = 5 V, image i has sentences 5 i ... 5 i + 4.
 
     A tie counts against the query: a wrong one that is as near as the right one stands before it, so that a model which
-    gives every pair the same error ranks last and not first.
+    gives every pair the same error ranks last and not first. NaN where an error is NaN: nothing is less than it, so a
+    model of NaN would rank first.
     """
+    if error.isnan().any():
+        S, V = error.shape
+        return error.new_full((S,), torch.nan), error.new_full((V,), torch.nan)
     images = torch.arange(error.shape[1], device=error.device)
     right = error.gather(1, images.repeat_interleave(CAPTIONS).unsqueeze(1))
     of_sentences = (error <= right).sum(1)
@@ -116,8 +120,9 @@ def ranks(error: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def recalls(rank: Tensor) -> dict[str, float]:
-    """R@1, R@5 and R@10 in percent and the mean rank."""
-    found = {f"r{k}": 100 * float((rank <= k).double().mean()) for k in (1, 5, 10)}
+    """R@1, R@5 and R@10 in percent and the mean rank; NaN of ranks that are."""
+    unknown = torch.where(rank.isnan(), torch.nan, 0.0).double()
+    found = {f"r{k}": 100 * float(((rank <= k) + unknown).mean()) for k in (1, 5, 10)}
     return found | {"mean_rank": float(rank.double().mean())}
 
 

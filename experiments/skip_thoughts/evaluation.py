@@ -77,8 +77,11 @@ def relatedness(
     """Pearson r, Spearman rho and mean squared error on `judged`, each argument features (N, 2H) and scores (N,).
 
     A linear softmax over five classes is trained by Adam in at most `protocol.rounds` of `protocol.epochs`, until one
-    makes Pearson r on the development pairs no better; the best round's model is kept.
+    makes Pearson r on the development pairs no better; the best round's model is kept. NaN of features that are not
+    finite.
     """
+    if not all(np.isfinite(features).all() for features, _ in (train, develop, judged)):
+        return dict.fromkeys(("r", "rho", "mse"), np.nan)
     generator = torch.Generator().manual_seed(SEED)
     x = torch.from_numpy(train[0]).float()
     y = torch.from_numpy(soft_labels(train[1])).float()
@@ -126,8 +129,10 @@ def cross_validated(features: np.ndarray, labels: np.ndarray, protocol: Protocol
     """Mean and standard deviation over the folds of the accuracy of logistic regression, in percent.
 
     features (N, H), labels (N,). In each fold C is chosen by cross-validation within the training part alone, and the
-    classifier is fitted again to all of that part.
+    classifier is fitted again to all of that part. NaN of features that are not finite.
     """
+    if not np.isfinite(features).all():
+        return np.nan, np.nan
     accuracies = []
     costs = COSTS[np.linspace(0, len(COSTS) - 1, protocol.costs).round().astype(int)]
     for fitted, held_out in KFold(protocol.folds, shuffle=True, random_state=SEED).split(features):

@@ -1,6 +1,7 @@
 """What an experiment gives to the training loop."""
 
 import hashlib
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,6 +65,12 @@ class Task:
 
     def draw(self, folder: Path) -> None:
         """Pictures of what the finished model does (samples, reconstructions); none by default."""
+
+
+def wrong(scores: Tensor, labels: Tensor) -> float:
+    """How many of `labels` (B,) are not the highest of `scores` (B, K). NaN where a score is: whatever is compared with
+    it comes out one way or the other, and would be counted."""
+    return math.nan if scores.isnan().any() else float((scores.argmax(1) != labels).sum())
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from ln.norms import NORMS
+from ln.suite.files import replacing
 from ln.suite.judging.claims import Runs
 
 PUBLISHED: dict[str, Any] = {"linestyle": (0, (1, 1.5)), "linewidth": 1.6, "alpha": 0.9}
@@ -45,11 +46,14 @@ def new_figure(columns: int, rows: int = 1, width: float = 3.1, height: float = 
 
 def save(figure: Figure, path: Path, vectors: bool = True) -> Path:
     """Write `path` as PNG and its twin as SVG, which of a page of text would be large; returns the PNG's path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path.with_suffix(".png"), dpi=150, metadata={"Software": None})
-    if vectors:
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
-    plt.close(figure)
+    try:
+        with replacing(path.with_suffix(".png")) as file:
+            figure.savefig(file, format="png", dpi=150, metadata={"Software": None})
+        if vectors:
+            with replacing(path.with_suffix(".svg")) as file:
+                figure.savefig(file, format="svg", metadata={"Date": None})
+    finally:
+        plt.close(figure)
     return path.with_suffix(".png")
 
 

@@ -16,6 +16,7 @@ import wandb_workspaces.workspaces as ws
 
 from ln.norms import NORMS
 from ln.suite.config import names
+from ln.suite.files import write_text
 from ln.suite.judging.claims import load_claims
 from ln.suite.runs.mirror import PROJECT
 from ln.suite.showing.figures import X_LABELS
@@ -169,7 +170,7 @@ def write_json(group: str, profile: str, results: str | Path, folder: Path) -> l
     for name, model in models.items():
         path = folder / f"{name}.json"
         text = model.model_dump_json(by_alias=True, exclude_none=True)
-        path.write_text(json.dumps(json.loads(text), indent=1) + "\n")
+        write_text(path, json.dumps(json.loads(text), indent=1) + "\n")
         written.append(path)
     return written
 
