@@ -16,10 +16,12 @@ import pytest
 
 from ln.suite.config import Recipe
 from ln.suite.errors import Mistake
+from ln.suite.judging.published import Key, published_curves
 from ln.suite.runs import mirror, tracking
 from ln.suite.runs.mirror import Follower, Mirrored, Place
 from ln.suite.runs.tracking import Mirror, mode_of, unmirrored
 from ln.suite.runs.train import carry_out
+from ln.suite.showing.published_runs import published_runs, upload
 from ln.suite.showing.report import conclude
 from scripts import wandb_sync
 
@@ -271,7 +273,36 @@ def test_wandb_sync_without_a_key_says_so_in_one_sentence(
     assert "is not in W&B: OSError: no route to host" in capsys.readouterr().err
     monkeypatch.setattr(sys, "argv", [*sys.argv, "--offline"])
     wandb_sync.main()
-    assert len(fake) == 1
+    ours, *published = fake
+    assert ours.settings["name"] == "mnist_b128 layer seed 0"
+    assert [run.settings["name"] for run in published] == [
+        f"published/mnist_b128 {n}" for n in ("batch", "none", "layer")
+    ]
+
+
+def test_published_curves_are_runs_of_their_own(recipe: Make, tmp_path: Path) -> None:
+    """What W&B's own reader finds: the figure's points and where they were read, in a group and job type of their
+    own."""
+    results = tmp_path / "results"
+    carry_out(recipe(RUN, "norm=layer"))
+    assert {run.experiment for run in published_runs(results, everything=True)} == {"mnist_b128"}
+    run = next(run for run in published_runs(results, everything=False) if run.norm == "layer")
+    upload(run, results, "offline")
+    assert run not in published_runs(results, everything=False)
+    assert run in published_runs(results, everything=True)
+    records = inspected(next((results / "wandb").glob(f"offline-run-*{run.id}")))
+    history = [r["history"]["item"] for r in records if r["type"] == "history"]
+    nll = published_curves()[Key("mnist_b128", "train_nll", "layer")]
+    assert [h["epoch"] for h in history] == list(nll.x)
+    assert [h["train_nll"] for h in history] == list(nll.y)
+    assert all("test_error" in h for h in history)
+    started = next(r["run"] for r in records if r["type"] == "run")
+    assert started["display_name"] == "published/mnist_b128 layer"
+    assert started["run_group"] == "published/mnist_b128"
+    assert started["job_type"] == "published layer"
+    assert "arXiv 1607.06450v1, Figure 6" in json.dumps(started["config"])
+    axes = {r["metric"]["name"]: r["metric"]["step_metric"] for r in records if r["type"] == "metric"}
+    assert axes["train_nll"] == "epoch"
 
 
 def test_dashboards_without_a_key_are_one_sentence() -> None:

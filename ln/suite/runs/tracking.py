@@ -115,15 +115,16 @@ def unmirrored(results: str | Path, *, everything: bool) -> list[dict[str, Any]]
     orders: list[dict[str, Any]] = []
     for path in sorted(Path(results).rglob("run.json")):
         info = json.loads(path.read_text())
-        if info["status"] in (*DONE, PARTIAL) and (everything or not _copy(results, mirror.Place.id(info))):
+        if info["status"] in (*DONE, PARTIAL) and (everything or not has_copy(results, mirror.Place.id(info))):
             orders.append({"folder": str(path.parent)})
     for path in sorted(Path(results).glob("*/*/verdicts.json")):
-        if everything or not _copy(results, mirror.verdicts_id(path.parent)):
+        if everything or not has_copy(results, mirror.verdicts_id(path.parent)):
             orders.append({"folder": str(path.parent), "verdicts": True})
     return orders
 
 
-def _copy(results: str | Path, name: str) -> bool:
+def has_copy(results: str | Path, name: str) -> bool:
+    """Whether W&B's folder under a results folder has a run of this id."""
     return any(Path(results, "wandb").glob(f"*run-*-{name}"))
 
 
