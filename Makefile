@@ -34,50 +34,61 @@ lock: $(VENV)/.ready ## Resolve requirements.lock again (maintainers)
 	uv=$$(command -v uv || echo $(VENV)/bin/uv); $$uv pip compile pyproject.toml --extra suite --extra dev --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet -o requirements.lock
 
+# What a user types reaches a command through its environment, where no shell or make reads anything into it.
+define as_typed
+ifneq ($$(origin $(1)),undefined)
+override $(1) := $$(value $(1))
+export $(1)
+endif
+endef
+GIVEN := PROFILE NORMS SEEDS RESULTS DEVICE DATA TRACKING OVERRIDES JOBS UNTIL LAUNCHER DRY_RUN ONLY LN_DATA LN_CACHE
+$(foreach name,$(GIVEN),$(eval $(call as_typed,$(name))))
+
 # Every command below starts from the environment; the directory is the package root, so nothing needs installing.
 READY := $(VENV)/.ready
-given = $(filter-out undefined,$(origin $(1)))
-chosen := --profile $(PROFILE) $(if $(call given,NORMS),--norms "$(NORMS)") $(if $(call given,SEEDS),--seeds "$(SEEDS)") $(if $(RESULTS),--results $(RESULTS))
-until := $(if $(call given,UNTIL),$(UNTIL))
-overrides := $(if $(until),until=$(until)) $(if $(DEVICE),device=$(DEVICE)) $(if $(DATA),data=$(DATA)) $(if $(TRACKING),tracking=$(TRACKING)) $(OVERRIDES)
+results := $${RESULTS:+"--results=$$RESULTS"}
+chosen := "--profile=$$PROFILE" $${NORMS+"--norms=$$NORMS"} $${SEEDS+"--seeds=$$SEEDS"} $(results)
+until := $${UNTIL:+"--until=$$UNTIL"}
+overrides := $${UNTIL:+"until=$$UNTIL"} $${DEVICE:+"device=$$DEVICE"} $${DATA:+"data=$$DATA"} $${TRACKING:+"tracking=$$TRACKING"} "--overrides=$$OVERRIDES"
+jobs := $${JOBS:+"--jobs=$$JOBS"}
 # reproduce-order-embeddings -> order_embeddings
-group = $(subst -,_,$*)
+reproduce-% plan-% sweep-% verdict-% profile-%: export GROUP = $(subst -,_,$*)
 
 reproduce-%: $(READY) ## Run an experiment, judge its claims, draw its figure (PROFILE= NORMS= SEEDS= DEVICE= JOBS= UNTIL= OVERRIDES=)
-	@$(PY) -m scripts.reproduce $(group) $(chosen) $(if $(JOBS),--jobs $(JOBS)) $(overrides)
+	@$(PY) -m scripts.reproduce "$$GROUP" $(chosen) $(jobs) $(overrides)
 
 plan-%: $(READY) ## Show what would run, what is done and how long the rest takes
-	@$(PY) -m scripts.plan $(group) $(chosen) $(if $(until),--until $(until))
+	@$(PY) -m scripts.plan "$$GROUP" $(chosen) $(until)
 
 sweep-%: $(READY) ## The same, several runs at a time (JOBS= LAUNCHER=local|slurm); also sweep-learning-rate, sweep-batch-size
-	@$(PY) -m scripts.sweep $(group) $(chosen) $(if $(JOBS),--jobs $(JOBS)) $(if $(LAUNCHER),--launcher $(LAUNCHER)) $(overrides)
+	@$(PY) -m scripts.sweep "$$GROUP" $(chosen) $(jobs) $${LAUNCHER:+"--launcher=$$LAUNCHER"} $(overrides)
 
 verdict-%: $(READY) ## Judge an experiment's claims again from its files, without training
-	@$(PY) -m scripts.verdict $(group) --profile $(PROFILE) $(if $(RESULTS),--results $(RESULTS))
+	@$(PY) -m scripts.verdict "$$GROUP" "--profile=$$PROFILE" $(results)
 
 profile-%: $(READY) ## Show where the time of a training step goes at the paper's sizes (DEVICE= OVERRIDES=)
-	@$(PY) -m scripts.profile_step $(group) $(overrides) $(if $(RESULTS),results=$(RESULTS))
+	@$(PY) -m scripts.profile_step "$$GROUP" $(overrides) $(results)
 
 findings: $(READY) ## Where the paper disagrees with its own figures: results/FINDINGS.md (ONLY=<name> prints one)
-	@$(PY) -m scripts.findings $(if $(RESULTS),--results $(RESULTS)) $(if $(ONLY),--only $(ONLY))
+	@$(PY) -m scripts.findings $(results) $${ONLY:+"--only=$$ONLY"}
 
 .PHONY: findings dashboard wandb-sync dashboards readme report bench bench-train test lint clean
 readme: $(READY) ## Rewrite the README's results table and list of findings
 	@$(PY) -m scripts.readme
 
 report: $(READY) ## Write results/index.html, the page to look at, and results/REPORT.md
-	@$(PY) -m scripts.report $(if $(RESULTS),--results $(RESULTS))
+	@$(PY) -m scripts.report $(results)
 
 dashboard: $(READY) ## Browse the runs in the terminal, without a network (wandb leet)
-	@$(PY) -m scripts.wandb_sync --offline --results $(or $(RESULTS),results)
-	@test -d $(or $(RESULTS),results)/wandb || { echo "error: there is no run to show yet; make reproduce-mnist makes some"; exit 1; }
-	@$(VENV)/bin/wandb leet $(or $(RESULTS),results)/wandb
+	@$(PY) -m scripts.wandb_sync --offline $(results)
+	@test -d "$${RESULTS:-results}/wandb" || { echo "error: there is no run to show yet; make reproduce-mnist makes some"; exit 1; }
+	@$(VENV)/bin/wandb leet "$${RESULTS:-results}/wandb"
 
 wandb-sync: $(READY) ## Upload every run to Weights & Biases, rebuilt from its files (needs a key)
-	@$(PY) -m scripts.wandb_sync $(if $(RESULTS),--results $(RESULTS))
+	@$(PY) -m scripts.wandb_sync $(results)
 
 dashboards: $(READY) ## Make a W&B workspace and report per experiment (DRY_RUN=<folder> writes their JSON instead)
-	@$(PY) -m scripts.dashboards --profile $(PROFILE) $(if $(RESULTS),--results $(RESULTS)) $(if $(DRY_RUN),--dry-run $(DRY_RUN))
+	@$(PY) -m scripts.dashboards "--profile=$$PROFILE" $(results) $${DRY_RUN:+"--dry-run=$$DRY_RUN"}
 
 bench: $(READY) ## Time the recurrent layers against their peers
 	@$(PY) -m scripts.bench $(BENCH)

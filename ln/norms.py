@@ -172,18 +172,18 @@ class NormConfig:
         if self.sites is not None:
             for site in self.sites:
                 if site not in SITES:
-                    raise ValueError(f"site {site!r} is unknown; choose from {', '.join(SITES)}")
+                    raise ValueError(f"sites: {site!r} is unknown; choose from {', '.join(SITES)}")
             object.__setattr__(self, "sites", tuple(site for site in SITES if site in self.sites))
             if self.sites and not self.traits.normalizes:
                 raise ValueError(
                     f"norm={self.name} normalizes no summed inputs, so sites={self.sites} has no meaning; leave it out"
                 )
             if "sum" in self.sites and len(self.sites) > 1:
-                raise ValueError(
-                    f"site 'sum' stands alone, since it replaces input and recurrent, but sites={self.sites}"
-                )
+                raise ValueError(f"sites={self.sites}: 'sum' stands alone, since it replaces input and recurrent")
         if not (math.isfinite(self.eps) and self.eps >= 0):
             raise ValueError(f"eps={self.eps} must be a finite number >= 0")
+        if self.gain_init is not None and not math.isfinite(self.gain_init):
+            raise ValueError(f"gain_init={self.gain_init} must be a finite number")
         if self.inner_bias and self.traits.axis != "features":
             raise ValueError(f"inner_bias enters a normalization over the features; norm={self.name} has no use for it")
         if self.max_steps < 1:

@@ -10,9 +10,9 @@ the same recurrent layers alone, as `make bench` measures it. Writes <results>/b
 On a GPU the parts are the time of the kernels they launch, and data is what the host takes to make the batch.
 """
 
+import argparse
 import json
 import os
-import sys
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -30,9 +30,10 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from ln.kernels import BACKENDS
 from ln.norms import NORMS
 from ln.parameters import NormalizedRecurrence
-from ln.suite.config import CONFIGS, Recipe, check_choices, imported, recipe_of
+from ln.suite.config import CONFIGS, Recipe, imported, recipe_of
 from ln.suite.errors import Mistake, fail
 from ln.suite.files import write_text
+from ln.suite.overrides import check_choices, for_hydra, not_composed, quoted, words
 from ln.suite.runs.backends import ask_for, backends_of
 from ln.suite.runs.folder import cpu_name
 from ln.suite.runs.step import Step, optimizer_of
@@ -242,17 +243,23 @@ def draw(found: dict[str, Any], path: Path) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    given = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("experiment", nargs="?", default="=", help="such as order_embeddings")
+    parser.add_argument("--results", default="results")
+    parser.add_argument("words", nargs="*", metavar="overrides", help="Hydra overrides, such as norm=none device=cuda")
+    parser.add_argument("--overrides", default="", help="the same, as one text of words")
+    given = parser.parse_intermixed_args(arguments)
     try:
-        if not given or "=" in given[0]:
+        if "=" in given.experiment:
             raise Mistake("name an experiment first: python -m scripts.profile_step order_embeddings norm=none")
-        overrides = [f"experiment={given[0].replace('-', '_')}", "profile=full", "tracking=disabled", *given[1:]]
+        chosen = [f"experiment={given.experiment.replace('-', '_')}", f"results={quoted(given.results)}"]
+        overrides = [*chosen, "profile=full", "tracking=disabled", *given.words, *words(given.overrides)]
         check_choices(overrides)
         try:
             with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-                recipe = recipe_of(compose("config", overrides))
+                recipe = recipe_of(compose("config", for_hydra(overrides)))
         except HydraException as error:
-            raise Mistake(" ".join(str(error.__cause__ or error).split())) from error
+            raise not_composed(error) from error
         found = report(recipe)
     except Mistake as mistake:
         fail(mistake)

@@ -4,7 +4,8 @@ import argparse
 import sys
 
 from ln.suite.errors import Mistake, fail
-from ln.suite.sweeps.cells import plan
+from ln.suite.overrides import check_overrides, words
+from ln.suite.sweeps.cells import Definition, definitions, plan
 from ln.suite.sweeps.conclude import closing_lines, conclude_sweep
 from ln.suite.sweeps.launch import launcher_arguments, notes_for, run_cells, stop_requests
 from ln.suite.sweeps.preflight import check_runs
@@ -20,7 +21,23 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--seeds", help="comma list; the claims' own by default")
     parser.add_argument("--results", default="results")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as train.epochs=3 device=cuda")
+    parser.add_argument("--overrides", dest="more", default="", help="the same, as one text of words")
     return parser
+
+
+def given(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The command line, with all overrides in one list.
+
+    Raises:
+        Mistake: an override that cannot be read, or that asks for other cells than the command does.
+    """
+    arguments = parser.parse_intermixed_args()
+    arguments.overrides += words(arguments.more)
+    group = arguments.group
+    setting = Definition.load(group).setting if group in definitions() else None
+    varied = {setting: f"it is what make sweep-{group.replace('_', '-')} varies"} if setting else {}
+    check_overrides(arguments.overrides, varied)
+    return arguments
 
 
 def sweep(arguments: argparse.Namespace, jobs: int, launcher: str = "local") -> int:
@@ -41,8 +58,8 @@ def main() -> None:
     command = parser(__doc__)
     command.add_argument("--jobs", type=int, default=1, help="runs at a time")
     command.add_argument("--launcher", default="local", help="a file of configs/hydra/launcher/")
-    arguments = command.parse_intermixed_args()
     try:
+        arguments = given(command)
         sys.exit(sweep(arguments, arguments.jobs, arguments.launcher))
     except Mistake as mistake:
         fail(mistake)

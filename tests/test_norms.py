@@ -138,7 +138,7 @@ def test_equal_configs_are_one_key() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sites": ("gates",)}, "site 'gates' is unknown; choose from input, recurrent, cell, sum"),
+        ({"sites": ("gates",)}, "sites: 'gates' is unknown; choose from input, recurrent, cell, sum"),
         ({"sites": ("sum", "input")}, "stands alone"),
         ({"name": "weight", "sites": ("input",)}, "normalizes no summed inputs"),
         ({"eps": -1.0}, "eps=-1.0"),

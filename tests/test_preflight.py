@@ -16,8 +16,8 @@ def arguments(tmp_path: Path, *overrides: str) -> list[str]:
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("+train.batchsize=3", "train.batchsize: Key 'batchsize' not in 'Train'"),
-        ("train.batchsize=3", "train.batchsize: Key 'batchsize' is not in struct"),
+        ("+train.batchsize=3", "train.batchsize is no setting of this recipe; did you mean train.batch_size?"),
+        ("train.batchsize=3", "train.batchsize is no setting of this recipe; did you mean train.batch_size?"),
         ("train.batch_size=-3", "train.batch_size=-3 must be positive"),
         ("experiment=mnist_b64", "experiment=mnist_b64 is not an experiment; choose one of "),
         ("data=substitute", "data=substitute is not offered here; choose one of "),

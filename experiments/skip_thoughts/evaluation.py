@@ -14,6 +14,8 @@ from sklearn.linear_model import LogisticRegressionCV
 from sklearn.model_selection import KFold
 from torch import Tensor
 
+from ln.suite.config import zero_allowed
+
 SEED = 1234  # of the folds and of the relatedness model, in every run
 CLASSES = 5  # of relatedness, 1 to 5
 COSTS = 2.0 ** np.arange(9)  # the published choices of C
@@ -28,20 +30,19 @@ class Protocol:
     folds: int = 10
     inner_folds: int = 10  # within each fold's training part, to choose C
     costs: int = 9  # so many values of C, evenly spread over 2^0 ... 2^8 on the log scale
-    sentences: int = 0  # so many pairs or sentences of each set, evenly spread; 0: all
+    sentences: int = zero_allowed(0)  # so many pairs or sentences of each set, evenly spread; 0: all
     epochs: int = 50  # of the relatedness model between two looks at the development pairs
     rounds: int = 1000  # such looks, at most; the published code has no limit
     rate: float = 0.001  # of the relatedness model's Adam
 
     def __post_init__(self) -> None:
-        if min(self.folds, self.inner_folds) < 2:
-            raise ValueError(f"folds={self.folds}, inner_folds={self.inner_folds}: cross-validation needs at least 2")
+        for name, least in (("folds", 2), ("inner_folds", 2), ("epochs", 1), ("rounds", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least {least}")
         if not 1 <= self.costs <= len(COSTS):
             raise ValueError(f"costs={self.costs} must lie in 1 ... {len(COSTS)}")
         if self.sentences < 0:
             raise ValueError(f"sentences={self.sentences} must not be negative (0 means all)")
-        if min(self.epochs, self.rounds) < 1:
-            raise ValueError(f"epochs={self.epochs}, rounds={self.rounds}: the relatedness model needs at least 1")
         if self.rate <= 0:
             raise ValueError(f"rate={self.rate:g} must be positive")
 

@@ -19,14 +19,15 @@ import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from tqdm import tqdm
 
 from ln.kernels import use_graphs
-from ln.suite.config import CONFIGS, Recipe, check_choices, for_jobs, imported, not_composed, recipe_of
+from ln.suite.config import CONFIGS, Recipe, as_yaml, imported, recipe_of
 from ln.suite.data import Source
 from ln.suite.errors import Mistake, fail, one_sentence
 from ln.suite.files import replacing, write_text
+from ln.suite.overrides import check_choices, for_hydra, not_composed
 from ln.suite.runs import tracking
 from ln.suite.runs.backends import ask_for, backends_of
 from ln.suite.runs.checkpoint import load_optimizer
@@ -323,7 +324,7 @@ def carry_out(recipe: Recipe) -> Run:
         run.write(
             RUNNING, data=source.identity, device=device.type, threads=torch.get_num_threads(), **provenance(device)
         )
-        write_text(run.folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(recipe)))
+        write_text(run.folder / "config.yaml", as_yaml(recipe))
         train(recipe, run, built(kind, recipe, source, device))
     except KeyboardInterrupt:
         run.stop(INTERRUPTED)
@@ -376,8 +377,7 @@ def run() -> bool:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hands exceptions to us instead of printing tracebacks
     check_choices(sys.argv[1:])
-    if {"-m", "--multirun"} & {*sys.argv}:
-        sys.argv[1:] = for_jobs(sys.argv[1:])
+    sys.argv[1:] = for_hydra(sys.argv[1:])
     try:
         job()
     except HydraException as error:

@@ -13,6 +13,7 @@ import yaml
 from ln.suite.config import CONFIGS, names
 from ln.suite.errors import Mistake
 from ln.suite.judging.claims import load_claims
+from ln.suite.overrides import parsed, quoted
 from ln.suite.runs.folder import run_folder
 from ln.suite.sweeps.wanted import wanted
 
@@ -49,7 +50,11 @@ class Definition:
     @classmethod
     def load(cls, name: str) -> "Definition":
         document = yaml.safe_load((CONFIGS / "sweep" / f"{name}.yaml").read_text())
-        parameters = {key: entry.get("values", []) for key, entry in document["parameters"].items()}
+        # As Hydra reads them: YAML takes 1e-3 for text, and the run's folder is named after the number.
+        parameters = {
+            key: [parsed([f"{key}={value}"])[0].value() for value in entry.get("values", [])]
+            for key, entry in document["parameters"].items()
+        }
         return cls(
             name=document["name"],
             method=document["method"],
@@ -85,7 +90,9 @@ def plan(group: str, profile: str, results: str, norms: str | None, seeds: str |
 def _of_claims(group: str, profile: str, results: str, norms: str | None, seeds: str | None) -> SweepPlan:
     chosen = wanted(group, profile, norms, seeds)
     cells = [SweepCell(f"{e} {n}", e, n, s, run_folder(results, profile, e, n, s)) for e, n, s in chosen]
-    return SweepPlan(cells, [[*lists, f"profile={profile}", f"results={results}"] for lists in chosen.multiruns()])
+    return SweepPlan(
+        cells, [[*lists, f"profile={profile}", f"results={quoted(results)}"] for lists in chosen.multiruns()]
+    )
 
 
 def _of_definition(d: Definition, profile: str, results: str, norms: str | None, seeds: str | None) -> SweepPlan:
@@ -105,7 +112,7 @@ def _of_definition(d: Definition, profile: str, results: str, norms: str | None,
         cells.append(SweepCell(f"{short} {value} {norm}", experiment, norm, seed, folder))
     lists = [f"{key}={','.join(map(str, values))}" for key, values in parameters.items()]
     # Each value's runs have a results folder of their own, so that a folder still holds one recipe's run.
-    root = value_root(results, d, f"${{{d.setting}}}")
+    root = quoted(results, f"/{value_root('', d, f'${{{d.setting}}}')}")
     return SweepPlan(cells, [[*d.fixed, *lists, f"profile={profile}", f"results={root}"]])
 
 

@@ -26,10 +26,11 @@ import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from ln.suite.config import CONFIGS, check_choices, for_jobs, names, not_composed, recipe_of
+from ln.suite.config import CONFIGS, names, recipe_of
 from ln.suite.errors import Mistake, one_sentence
+from ln.suite.overrides import check_choices, for_hydra, not_composed, quoted
 from ln.suite.runs.folder import DONE, FAILED, INTERRUPTED, Busy, run_folder
 from ln.suite.runs.train import carry_out
 from ln.suite.sweeps.cells import SweepCell, SweepPlan
@@ -105,7 +106,8 @@ def cell(composed: DictConfig) -> None:
         # Ctrl-C reaches every process of the terminal; the sweep hears it and asks the cells to stop, by SIGTERM.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-    notes.begin(folder, list(HydraConfig.get().overrides.task))
+    # Not resolved: an escaped `${` in them is to stay escaped, for whoever gives them to Hydra again.
+    notes.begin(folder, OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))  # type: ignore[arg-type]
     if composed.device != "cpu":
         take_gpu()
     folder.mkdir(parents=True, exist_ok=True)
@@ -225,13 +227,13 @@ def run_cells(plan: SweepPlan, arguments: list[str], notes: Notes) -> None:
     for multirun in plan.multiruns:
         check_choices([*multirun, *arguments])
     for multirun in plan.multiruns:
-        run_multirun(for_jobs([*multirun, *arguments]), plan.cells, notes)
+        run_multirun(for_hydra([*multirun, *arguments]), plan.cells, notes)
 
 
 def run_multirun(command: list[str], cells: list[SweepCell], notes: Notes) -> None:
     """Carry out one multirun of Hydra's, whose cells are among `cells`, and begin it anew when a process has died."""
     environment = {NOTES: str(notes.folder), NOTES + "_PID": str(os.getpid())}
-    exported = [f"+hydra.job.env_set.{key}='{value}'" for key, value in environment.items()]
+    exported = [f"+hydra.job.env_set.{key}={quoted(value)}" for key, value in environment.items()]
     while not notes.stopping:
         sys.argv[1:] = ["-m", *command, *exported]
         try:

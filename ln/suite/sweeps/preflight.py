@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from ln.suite.config import CONFIGS, Recipe, check_choices, imported, not_composed, recipe_of
+from ln.suite.config import CONFIGS, Recipe, imported, recipe_of
 from ln.suite.errors import Mistake
+from ln.suite.overrides import check_choices, for_hydra, not_composed, parsed
 from ln.suite.runs.train import device_of
 from ln.suite.task import Task
 
@@ -42,7 +42,7 @@ def _recipes(arguments: Sequence[str]) -> list[Recipe]:
     check_choices([*arguments])
     try:
         choices = []
-        for override in OverridesParser.create().parse_overrides([*arguments]):
+        for override in parsed(for_hydra(arguments)):
             if override.is_sweep_override():
                 values = [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
             else:
