@@ -12,6 +12,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
@@ -112,12 +113,27 @@ class UnbiasedBatchNorm1d(nn.BatchNorm1d):
         )
 
 
+class RMSNorm(nn.RMSNorm):
+    """torch's RMSNorm with the bias that the paper's equation 4 leaves to the layer: (..., n) -> (..., n)."""
+
+    def __init__(self, num_features: int, eps: float = 1e-5):
+        super().__init__(num_features, eps=eps)
+        self.bias = nn.Parameter(torch.zeros(num_features))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + self.bias
+
+
 def _batch_norm(num_features: int, *, eps: float = 1e-5, momentum: float = 0.1, unbiased: bool = False) -> nn.Module:
     return (UnbiasedBatchNorm1d if unbiased else nn.BatchNorm1d)(num_features, eps=eps, momentum=momentum)
 
 
 def _layer_norm(num_features: int, *, eps: float = 1e-5, momentum: float = 0.1, unbiased: bool = False) -> nn.Module:
     return nn.LayerNorm(num_features, eps=eps)
+
+
+def _rms_norm(num_features: int, *, eps: float = 1e-5, momentum: float = 0.1, unbiased: bool = False) -> nn.Module:
+    return RMSNorm(num_features, eps=eps)
 
 
 # Figures show them in this order. The colours are Okabe & Ito's, safe for colour-blind readers.
@@ -128,6 +144,7 @@ NORMS: dict[str, Normalization] = {
     # One gain per output unit: dim 0 is weight_norm's default.
     "weight": Normalization("weight norm", "#009E73", reparameterizes=True, wrap_linear=weight_norm),
     "layer": Normalization("layer norm", "#0072B2", "features", make=_layer_norm),
+    "rms": Normalization("RMS norm", "#CC79A7", "features", centred=False, make=_rms_norm),
 }
 
 

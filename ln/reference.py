@@ -2,7 +2,8 @@
 
 Shapes: T time, B batch, D input, H hidden, G gates (4H in the LSTM: i, f, g, o; 3H in the GRU: r, z, n; H in the RNN).
 Equation numbers are those of "Layer Normalization" (Ba, Kiros, Hinton 2016); the forms of batch norm are those of
-"Recurrent Batch Normalization" (Cooijmans et al. 2016). Everything here is differentiable twice.
+"Recurrent Batch Normalization" (Cooijmans et al. 2016); RMS norm (Zhang & Sennrich 2019) stands where layer norm does.
+Everything here is differentiable twice.
 """
 
 from __future__ import annotations
@@ -49,13 +50,18 @@ def layer_norm(z: Tensor, gain: Tensor, eps: float) -> Tensor:
     return (z - mean) / (var + eps).sqrt() * gain
 
 
-def batch_statistics(z: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+def rms_norm(z: Tensor, gain: Tensor, eps: float) -> Tensor:
+    """Equation 4 of Zhang & Sennrich 2019 without the bias: as `layer_norm`, by the root of the mean square."""
+    return z / (z.square().mean(-1, keepdim=True) + eps).sqrt() * gain
+
+
+def batch_statistics(z: Tensor, valid: Tensor | None, centred: bool = True) -> tuple[Tensor, Tensor]:
     """Mean (n) and biased variance (n) of z (B, n) over the rows where valid (B, 1) holds; zeros where it holds
-    nowhere."""
+    nowhere. Not centred, the mean is 0 and the variance the mean square."""
     if valid is None:
         valid = torch.ones_like(z[:, :1], dtype=torch.bool)
     count = valid.sum().clamp(min=1)
-    mean = torch.where(valid, z, 0).sum(0) / count
+    mean = torch.where(valid, z, 0).sum(0) / count if centred else torch.zeros_like(z[0])
     var = torch.where(valid, z - mean, 0).square().sum(0) / count
     return mean, var
 
@@ -70,15 +76,16 @@ class _Step:
 
     def normalize(self, z: Tensor, site: str, name: str, gain: Tensor | None, split: int = 0) -> Tensor:
         """z (B, n) normalized and scaled by gain (n) if the site is on, else z. `split` > 0: z[:, :split] has
-        statistics of its own (layer norm in the GRU)."""
+        statistics of its own (over the features, in the GRU)."""
         if site not in self.sites:
             return z
         assert gain is not None
         if self.cfg.traits.axis == "features":
             parts = zip(z.tensor_split([split], -1), gain.tensor_split([split]), strict=True) if split else [(z, gain)]
-            return torch.cat([layer_norm(part, part_gain, self.cfg.eps) for part, part_gain in parts], -1)
+            norm = layer_norm if self.cfg.traits.centred else rms_norm
+            return torch.cat([norm(part, part_gain, self.cfg.eps) for part, part_gain in parts], -1)
         if self.given is None:
-            mean, var = batch_statistics(z, self.valid)
+            mean, var = batch_statistics(z, self.valid, self.cfg.traits.centred)
         else:
             mean, var = getattr(self.given, f"mean_{name}")[0], getattr(self.given, f"var_{name}")[0]
         self.used |= {f"mean_{name}": mean[None], f"var_{name}": var[None]}

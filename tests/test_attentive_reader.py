@@ -13,6 +13,7 @@ from experiments.attentive_reader.network import AttentiveReader, PooledInputLST
 from experiments.attentive_reader.pictures import Answered, chosen, places
 from experiments.attentive_reader.task import AttentiveReaderTask, permuted
 from ln import LSTM, NormConfig
+from ln.norms import NORMS
 from ln.suite.config import Recipe
 from ln.suite.data import cloze
 from ln.suite.data.cloze import FIRST_ENTITY
@@ -21,7 +22,6 @@ from ln.suite.runs.train import carry_out
 from ln.suite.task import stream_seed
 
 Make = Callable[..., Recipe]
-NORMS = ("none", "batch", "weight", "layer")
 VARIANTS: list[dict[str, Any]] = [
     *({"norm": NormConfig(norm)} for norm in NORMS),
     {"norm": NormConfig("layer"), "bidirectional": True},

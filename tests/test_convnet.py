@@ -12,14 +12,13 @@ import ln.suite.runs.train
 from experiments.convnet import pictures as convnet_pictures
 from experiments.convnet.network import ConvPool, Layer, MeanOnlyBatchNorm, Settings
 from experiments.convnet.task import ConvNet, prepared
-from ln.norms import NormConfig
+from ln.norms import NORMS, NormConfig
 from ln.suite.config import Recipe
 from ln.suite.errors import Mistake
 from ln.suite.runs.folder import read_metrics
 from ln.suite.runs.train import carry_out
 
 Make = Callable[..., Recipe]
-NORMS = ("none", "batch", "weight", "layer")
 SMALL = Settings(first=4, second=6)
 
 

@@ -20,6 +20,7 @@ from experiments.draw.cost import step_cost
 from experiments.draw.network import Draw, Filterbanks, Gaussians, Sample, Settings
 from experiments.draw.task import DrawTask, spread
 from ln import NormConfig
+from ln.norms import NORMS
 from ln.suite.config import Recipe
 from ln.suite.data import Missing, binarized_mnist
 from ln.suite.errors import Mistake
@@ -27,7 +28,6 @@ from ln.suite.runs.folder import read_metrics
 from ln.suite.runs.train import carry_out
 
 Make = Callable[..., Recipe]
-NORMS = ("none", "weight", "layer", "batch")
 SMALL = Settings(glimpses=3, hidden=7, latents=4, read=2, write=3)
 
 
@@ -173,7 +173,11 @@ def test_bound_and_gradients_are_those_of_a_slow_transcription(norm: str) -> Non
 
 def test_the_parameters_of_every_norm_and_where_they_sit() -> None:
     gains = {n: [k for k, _ in small_model(n).named_parameters() if "gain" in k] for n in NORMS}
-    assert gains == {"none": [], "weight": [], **{n: ["encoder.gain_c", "decoder.gain_c"] for n in ("layer", "batch")}}
+    assert gains == {
+        "none": [],
+        "weight": [],
+        **{n: ["encoder.gain_c", "decoder.gain_c"] for n in ("layer", "rms", "batch")},
+    }
     linear = [k for k, _ in small_model("weight").named_parameters() if "parametrizations.weight" in k]
     assert len(linear) == 4  # gain and direction of the latent layer and of the brush
 

@@ -19,12 +19,12 @@ from experiments.handwriting.network import (
 )
 from experiments.handwriting.task import Handwriting, padded
 from ln import NormConfig
+from ln.norms import NORMS
 from ln.suite.config import CONFIGS, Recipe, recipe_of
 from ln.suite.errors import Mistake
 from ln.suite.runs.folder import read_metrics
 from ln.suite.runs.train import carry_out, device_of
 
-NORMS = ("none", "batch", "weight", "layer")
 EPS32 = float(np.finfo(np.float32).eps)
 
 

@@ -136,25 +136,26 @@ SHAPES = [(1, 3, 1, 1), (3, 1, 17, 65), (17, 3, 1, 17), (5, 65, 3, 100), (3, 17,
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-@pytest.mark.parametrize("name", ["none", "layer", "batch"])
+@pytest.mark.parametrize("name", ["none", "layer", "rms", "batch"])
 def test_outputs_and_gradients_match_the_reference(name: str, cell: str, ragged: bool, shape: tuple[int, ...]) -> None:
     T, B, D, H = shape
     # Over three rows batch norm divides by chance variances and amplifies rounding without limit, so it gets more of
     # them, and several draws, since how much one draw amplifies is chance as well.
-    B, draws = (max(B, 33), 5) if name == "batch" else (B, 1)
+    B, draws = (max(B, 33), 5) if name == "batch" else (B, 3 if H > 1 else 1)
     check(*(Problem(cell, NormConfig(name), T, B, D, H, ragged=ragged, seed=seed) for seed in range(draws)))
 
 
 @pytest.mark.parametrize(("cell", "sites"), [(c, s) for c in CELL_SITES for s in subsets(c)], ids=str)
-@pytest.mark.parametrize("name", ["layer", "batch"])
+@pytest.mark.parametrize("name", ["layer", "rms", "batch"])
 def test_every_subset_of_sites(name: str, cell: str, sites: tuple[str, ...]) -> None:
     check(Problem(cell, NormConfig(name, sites=sites), 6, 33, 5, 20, ragged=True))
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("D", [1, 17])
-def test_inner_bias(cell: str, D: int) -> None:
-    check(Problem(cell, NormConfig("layer", inner_bias=True), 4, 5, D, 20, ragged=True))
+@pytest.mark.parametrize("name", ["layer", "rms"])
+def test_inner_bias(name: str, cell: str, D: int) -> None:
+    check(Problem(cell, NormConfig(name, inner_bias=True), 4, 5, D, 20, ragged=True))
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
@@ -166,7 +167,7 @@ def test_batch_norm_with_given_statistics(cell: str, T: int) -> None:
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-@pytest.mark.parametrize("name", ["none", "layer", "batch"])
+@pytest.mark.parametrize("name", ["none", "layer", "rms", "batch"])
 def test_steps_match_the_reference(name: str, cell: str) -> None:
     problem = Problem(cell, NormConfig(name), 1, 33, 7, 40)
 
@@ -190,7 +191,7 @@ def test_steps_match_the_reference(name: str, cell: str) -> None:
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-@pytest.mark.parametrize("name", ["none", "layer", "batch"])
+@pytest.mark.parametrize("name", ["none", "layer", "rms", "batch"])
 def test_recompute_gives_the_same_bits(name: str, cell: str) -> None:
     problem = Problem(cell, NormConfig(name), 20, 33, 40, 20, ragged=True)
     stored, again = problem.run(native), problem.run(native, recompute=True)
@@ -199,7 +200,7 @@ def test_recompute_gives_the_same_bits(name: str, cell: str) -> None:
 
 @pytest.mark.parametrize("T", [1, 7])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-@pytest.mark.parametrize("name", ["none", "layer", "batch"])
+@pytest.mark.parametrize("name", ["none", "layer", "rms", "batch"])
 def test_what_lies_past_the_end_is_never_read(name: str, cell: str, T: int) -> None:
     problem = Problem(cell, NormConfig(name), T, 33, 20, 24, ragged=True)
     problem.lengths[1::7] = 0
@@ -291,7 +292,7 @@ def test_changing_the_output_in_place_is_noticed() -> None:
         loss.backward()
 
 
-@pytest.mark.parametrize("name", ["layer", "batch"])
+@pytest.mark.parametrize("name", ["layer", "rms", "batch"])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_training_follows_the_reference(cell: str, name: str) -> None:
     """30 steps of SGD; the losses part by no more than those of the reference in float32 and float64, doubled."""

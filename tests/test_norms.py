@@ -13,13 +13,13 @@ from ln import norms
 from ln.norms import NORMS, NormConfig
 
 
-def test_registry_holds_the_four_norms() -> None:
-    assert list(NORMS) == ["none", "batch", "weight", "layer"]
+def test_registry_holds_the_five_norms() -> None:
+    assert list(NORMS) == ["none", "batch", "weight", "layer", "rms"]
 
 
 def test_unknown_norm_is_one_sentence() -> None:
     with pytest.raises(
-        ValueError, match=r"^norm=lyer is not a normalization; choose one of none, batch, weight, layer$"
+        ValueError, match=r"^norm=lyer is not a normalization; choose one of none, batch, weight, layer, rms$"
     ):
         norms.get("lyer")
     with pytest.raises(ValueError, match="norm=lyer"):
@@ -63,7 +63,7 @@ def test_each_norm_wraps_and_makes(name: str) -> None:
     assert all(parameter.grad is not None for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["none", "batch", "layer"])
+@pytest.mark.parametrize("name", ["none", "batch", "layer", "rms"])
 def test_only_weight_norm_touches_the_weights(name: str) -> None:
     linear = nn.Linear(5, 3)
     assert norms.get(name).wrap_linear(linear) is linear

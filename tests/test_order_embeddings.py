@@ -26,6 +26,7 @@ from experiments.order_embeddings.network import (
 from experiments.order_embeddings.pictures import ordered_pairs
 from experiments.order_embeddings.task import OrderEmbeddings, Sentences
 from ln import NormConfig
+from ln.norms import NORMS
 from ln.suite.config import Recipe
 from ln.suite.data import Source
 from ln.suite.data.precomp import CAPTIONS, Captioned
@@ -34,7 +35,6 @@ from ln.suite.runs.folder import read_metrics
 from ln.suite.runs.train import carry_out
 
 Make = Callable[..., Recipe]
-NORMS = ("none", "batch", "weight", "layer")
 
 
 @pytest.fixture

@@ -25,6 +25,10 @@ def normalized(z: np.ndarray, axis: int, eps: float = 1e-5) -> np.ndarray:
     return (z - mu) / np.sqrt(sigma2 + eps)
 
 
+def root_mean_square(z: np.ndarray, axis: int, eps: float = 1e-5) -> np.ndarray:
+    return z / np.sqrt((z**2).sum(axis, keepdims=True) / z.shape[axis] + eps)
+
+
 def sigmoid(z: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-z))
 
@@ -102,6 +106,23 @@ def test_eq16_statistics_are_of_one_case_and_biased() -> None:
     y = reference.layer_norm(z, torch.ones(H, dtype=torch.float64), 0.0).numpy()
     np.testing.assert_allclose(y.mean(1), 0, atol=1e-12)
     np.testing.assert_allclose((y**2).mean(1), 1, rtol=1e-12)
+
+
+def test_zhang_sennrich_eq4_rms_norm_divides_by_the_root_of_the_mean_square() -> None:
+    z, gain = torch.randn(B, H, dtype=torch.float64), torch.randn(H, dtype=torch.float64)
+    root = np.sqrt((z.numpy() ** 2).sum(1, keepdims=True) / H + 1e-5)
+    equal(reference.rms_norm(z, gain, 1e-5), z.numpy() / root * gain.numpy())
+
+
+def test_rms_norm_stands_where_layer_norm_does(state: tuple[torch.Tensor, ...], monkeypatch) -> None:
+    x, h, c = state
+    cfg = NormConfig("rms")
+    p, q = random_params("lstm", cfg, D, H), random_params("gru", cfg, D, H)
+    lstm, gru = reference.lstm_step(x, h, c, p, cfg), reference.gru_step(x, h, q, cfg)
+    monkeypatch.setattr("tests.test_reference.normalized", root_mean_square)
+    for found, expected in zip(lstm, np_lstm(x, h, c, p), strict=False):
+        equal(found, expected)
+    equal(gru[0], np_gru(x, h, q))
 
 
 @pytest.mark.parametrize("nonlinearity", ["tanh", "relu"])
@@ -297,6 +318,7 @@ def _differentiable(cell: str, cfg: NormConfig, recompute: bool) -> tuple[object
 CONFIGS = [
     NormConfig("none"),
     NormConfig("layer", eps=0.1),
+    NormConfig("rms", eps=0.1),
     NormConfig("batch", eps=0.1),
 ]
 
@@ -345,17 +367,17 @@ def _changed(row: str, tensors: list[torch.Tensor], p: Params, cell: str) -> tup
 
 
 TABLE_1 = {
-    "weight matrix re-scaling": {"batch": True, "layer": True},
-    "weight matrix re-centering": {"batch": False, "layer": True},
-    "weight vector re-scaling": {"batch": True, "layer": False},
-    "dataset re-scaling": {"batch": True, "layer": True},
-    "dataset re-centering": {"batch": True, "layer": False},
-    "single case re-scaling": {"batch": False, "layer": True},
+    "weight matrix re-scaling": {"batch": True, "layer": True, "rms": True},
+    "weight matrix re-centering": {"batch": False, "layer": True, "rms": False},
+    "weight vector re-scaling": {"batch": True, "layer": False, "rms": False},
+    "dataset re-scaling": {"batch": True, "layer": True, "rms": True},
+    "dataset re-centering": {"batch": True, "layer": False, "rms": False},
+    "single case re-scaling": {"batch": False, "layer": True, "rms": True},
 }
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-@pytest.mark.parametrize("name", ["batch", "layer"])
+@pytest.mark.parametrize("name", ["batch", "layer", "rms"])
 @pytest.mark.parametrize("row", TABLE_1)
 def test_table1_invariances_hold_in_recurrence(cell: str, name: str, row: str) -> None:
     cfg = NormConfig(name, eps=0.0)

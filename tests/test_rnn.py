@@ -20,6 +20,7 @@ from torch import nn
 import ln
 from ln import GRU, LSTM, RNN, GRUCell, LSTMCell, NormConfig, kernels, recompute_statistics, reference
 from ln.kernels import BACKENDS, choice
+from ln.norms import NORMS
 from tests.recurrent_cases import judge, random_params, usable
 
 FAST = [name for name in BACKENDS if name != "reference"]
@@ -31,6 +32,8 @@ CONFIGS = {
         NormConfig("layer", sites=("cell",)),
         NormConfig("layer", sites=("input", "recurrent")),
         NormConfig("layer", sites=("recurrent",)),
+        NormConfig("rms"),
+        NormConfig("rms", sites=("cell",)),
         NormConfig("batch"),
         NormConfig("batch", sites=("input", "cell")),
     ],
@@ -40,6 +43,8 @@ CONFIGS = {
         NormConfig("layer", inner_bias=True),
         NormConfig("layer", sites=("input",)),
         NormConfig("layer", sites=("recurrent",)),
+        NormConfig("rms"),
+        NormConfig("rms", sites=("input",)),
         NormConfig("batch"),
         NormConfig("batch", sites=("recurrent",)),
     ],
@@ -81,7 +86,7 @@ def test_backends_agree_with_the_reference(backend: str, cell: str, cfg: NormCon
 
 @pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-@pytest.mark.parametrize("name", ["none", "layer", "batch"])
+@pytest.mark.parametrize("name", ["none", "layer", "rms", "batch"])
 def test_backends_agree_over_several_stretches_of_time(backend: str, cell: str, name: str) -> None:
     cfg = NormConfig(name)
     usable(backend, cell, cfg)
@@ -110,11 +115,11 @@ def test_torch_backend_gradients_are_those_of_finite_differences() -> None:
 
 @pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("cls", [LSTM, GRU])
-@pytest.mark.parametrize("norm", ["none", "weight", "layer", "batch"])
+@pytest.mark.parametrize("norm", ["none", "weight", "layer", "rms", "batch"])
 @settings(PROPERTY, max_examples=3)
 @given(data=st.data())
 def test_modules_agree_across_backends(backend: str, cls: type, norm: str, data: st.DataObject) -> None:
-    usable(backend, cls.__name__.lower(), NormConfig("none" if norm == "weight" else norm))
+    usable(backend, cls.__name__.lower(), NormConfig(norm))
     layers, H, D = (data.draw(st.integers(1, 3)) for _ in range(3))
     both, batch_first, ragged = (data.draw(st.booleans()) for _ in range(3))
     torch.manual_seed(data.draw(st.integers(0, 2**16)))
@@ -224,9 +229,9 @@ def test_cells_without_norm_equal_torch(ours: type, theirs: type) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("cls", "cell"), [(LSTM, LSTMCell), (GRU, GRUCell)])
-@pytest.mark.parametrize("norm", ["none", "weight", "layer", "batch"])
+@pytest.mark.parametrize("norm", ["none", "weight", "layer", "rms", "batch"])
 def test_cells_step_through_the_sequence(backend: str, cls: type, cell: type, norm: str) -> None:
-    usable(backend, cls.__name__.lower(), NormConfig("none" if norm == "weight" else norm))
+    usable(backend, cls.__name__.lower(), NormConfig(norm))
     torch.manual_seed(0)
     whole, one = cls(3, 5, norm=norm, backend=backend), cell(3, 5, norm=norm, backend=backend)
     one.load_state_dict({name.replace("_l0", ""): value for name, value in whole.state_dict().items()})
@@ -506,7 +511,7 @@ def test_importing_the_layers_is_light() -> None:
     assert ln.LSTM is LSTM
 
 
-@pytest.mark.parametrize("norm", ["none", "batch", "weight", "layer"])
+@pytest.mark.parametrize("norm", NORMS)
 def test_prepared_cells_take_the_same_steps(norm: str) -> None:
     torch.manual_seed(0)
     cell = LSTMCell(3, 4, norm=norm, backend="reference", dtype=torch.float64)

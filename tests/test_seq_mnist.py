@@ -7,6 +7,7 @@ import torch
 
 from experiments.seq_mnist import Reader, SeqMnist, Settings, norm_for_pixels, pixel_order, shrink
 from ln import NormConfig
+from ln.norms import NORMS
 from ln.suite.config import Recipe
 from ln.suite.errors import Mistake
 from ln.suite.runs.train import carry_out
@@ -32,7 +33,7 @@ def test_orders() -> None:
         pixel_order(steps, "shuffled")
 
 
-@pytest.mark.parametrize("norm", ["none", "batch", "weight", "layer"])
+@pytest.mark.parametrize("norm", NORMS)
 def test_every_norm_starts_from_the_published_weights(norm: str) -> None:
     hidden = 8
     reader = Reader(norm_for_pixels(NormConfig(norm), 64, Settings()), hidden)

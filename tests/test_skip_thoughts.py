@@ -23,6 +23,7 @@ from experiments.skip_thoughts.evaluation import (
 )
 from experiments.skip_thoughts.task import SkipThoughts, SkipThoughtsTask, finished, real
 from ln import NormConfig
+from ln.norms import NORMS
 from ln.suite.config import Recipe
 from ln.suite.data.vocabulary import EOS, padded
 from ln.suite.errors import Mistake
@@ -31,7 +32,6 @@ from ln.suite.runs.train import carry_out, device_of
 from scripts import nearest
 
 Make = Callable[..., Recipe]
-NORMS = ("none", "batch", "weight", "layer")
 
 
 @pytest.fixture(autouse=True)

@@ -97,7 +97,7 @@ SUBSETS = [
 
 
 @needs_triton
-@pytest.mark.parametrize("kind", ["layer", "batch", "batch, given"])
+@pytest.mark.parametrize("kind", ["layer", "rms", "batch", "batch, given"])
 @pytest.mark.parametrize(("cell", "sites"), SUBSETS, ids=lambda v: v if isinstance(v, str) else "+".join(v) or "none")
 def test_every_subset_of_sites_matches_the_reference(interpreted: Any, cell: str, sites: Any, kind: str) -> None:
     cfg = NormConfig(kind.split(",")[0], sites=sites)
@@ -107,7 +107,7 @@ def test_every_subset_of_sites_matches_the_reference(interpreted: Any, cell: str
 @needs_triton
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 19, 5, 17), (2, 3, 2, 33)], ids=str)
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-@pytest.mark.parametrize("name", ["none", "layer", "batch"])
+@pytest.mark.parametrize("name", ["none", "layer", "rms", "batch"])
 def test_odd_sizes_match_the_reference(interpreted: Any, name: str, cell: str, shape: Any) -> None:
     if name == "batch" and shape[1] < 4:
         shape = (shape[0], 12, *shape[2:])  # over two or three rows batch norm divides by chance variances
@@ -146,7 +146,7 @@ def _judge_in_pieces(cell: str, cfg: NormConfig, given: bool, recompute: bool) -
 
 @needs_triton
 @pytest.mark.parametrize("recompute", [False, True], ids=["store", "recompute"])
-@pytest.mark.parametrize("kind", ["layer", "batch", "batch, given"])
+@pytest.mark.parametrize("kind", ["layer", "rms", "batch", "batch, given"])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_time_in_pieces_matches_the_reference(interpreted: Any, cell: str, kind: str, recompute: bool) -> None:
     interpreted(_judge_in_pieces, cell, NormConfig(kind.split(",")[0]), "given" in kind, recompute)
@@ -170,7 +170,7 @@ def _step_and_sequence(cell: str, cfg: NormConfig) -> tuple[list[Tensor], list[T
 
 @needs_triton
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-@pytest.mark.parametrize("name", ["none", "layer", "batch"])
+@pytest.mark.parametrize("name", ["none", "layer", "rms", "batch"])
 def test_a_step_is_a_sequence_of_one(interpreted: Any, name: str, cell: str) -> None:
     for step, sequence in zip(*interpreted(_step_and_sequence, cell, NormConfig(name)), strict=True):
         assert torch.equal(step, sequence)
@@ -378,10 +378,11 @@ COMPILE = """
     from triton.compiler import ASTSource
     from ln.kernels.triton import kernels as triton_kernels
 
-    for name, norm in (("lstm_forward", 1), ("lstm_backward", 2), ("gru_forward", 2), ("gru_backward", 1)):
+    for name, norm in (("lstm_forward", 1), ("lstm_backward", 3), ("gru_forward", 3), ("gru_backward", 1),
+                       ("lstm_backward", 2), ("gru_forward", 2)):
         kernel = getattr(triton_kernels, name)
         flags = dict(NORM=norm, RECURRENT=True, CELL=True, BIAS=True, RAGGED=True, SAVE=True, STATE=True)
-        flags |= dict(BLOCK_B=64, BLOCK_H=8) if norm == 2 else dict(BLOCK_B=1, BLOCK_H=256)
+        flags |= dict(BLOCK_B=64, BLOCK_H=8) if norm == 3 else dict(BLOCK_B=1, BLOCK_H=256)
         types = dict(table="*i64", B="i32", H="i32", k="i32", eps="fp32")
         signature = {n: "constexpr" if n in flags else types.get(n, "*fp32") for n in kernel.arg_names}
         values = {(i,): flags[n] for i, n in enumerate(kernel.arg_names) if n in flags}
@@ -433,7 +434,7 @@ REAL = [
 @pytest.mark.gpu
 @pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
 @pytest.mark.parametrize(("cell", "shape"), REAL, ids=str)
-@pytest.mark.parametrize("name", ["none", "layer", "batch"])
+@pytest.mark.parametrize("name", ["none", "layer", "rms", "batch"])
 def test_device_matches_the_reference(monkeypatch: Any, name: str, cell: str, shape: Any, ragged: bool) -> None:
     monkeypatch.setattr("tests.recurrent_cases.load", lambda _: OnDevice(triton_backend))
     tensors, p = case(cell, NormConfig(name), *shape)

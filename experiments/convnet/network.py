@@ -50,6 +50,26 @@ LAYER_NORMS: dict[str, Callable[[int, int, float], nn.Module]] = {
 }
 
 
+class MapRMSNorm(nn.Module):
+    """RMS norm of maps (B, C, A, A) with the mean square over `over` of their axes and a gain and a bias of `shape`."""
+
+    def __init__(self, over: tuple[int, ...], shape: tuple[int, int, int], eps: float):
+        super().__init__()
+        self.over, self.eps = over, eps
+        self.weight, self.bias = nn.Parameter(torch.ones(shape)), nn.Parameter(torch.zeros(shape))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (x.square().mean(self.over, keepdim=True) + self.eps).rsqrt() * self.weight + self.bias
+
+
+# The same for RMS norm, which takes no mean away.
+RMS_NORMS: dict[str, Callable[[int, int, float], nn.Module]] = {
+    "image": lambda C, A, eps: MapRMSNorm((1, 2, 3), (C, 1, 1), eps),
+    "position": lambda C, A, eps: MapRMSNorm((1,), (C, 1, 1), eps),
+    "element": lambda C, A, eps: MapRMSNorm((1, 2, 3), (C, A, A), eps),
+}
+
+
 class MeanOnlyBatchNorm(nn.Module):
     """t - mean[t] + b: the mean over the batch and, for maps, positions; at test its running mean (section 2.3 of
     Salimans & Kingma). Input (B, C) or (B, C, A, A)."""
@@ -193,8 +213,8 @@ def summed_input_norm(channels: int, side: int, norm: NormConfig, settings: Sett
     if not traits.normalizes:
         mean_only = traits.reparameterizes and settings.mean_only
         return MeanOnlyBatchNorm(channels, norm.momentum) if mean_only else nn.Identity()
-    if traits.axis == "features" and traits.centred:
-        return LAYER_NORMS[settings.layer_norm](channels, side, norm.eps)
+    if traits.axis == "features":
+        return (LAYER_NORMS if traits.centred else RMS_NORMS)[settings.layer_norm](channels, side, norm.eps)
     if traits.axis == "batch" and traits.centred and traits.population:
         return nn.BatchNorm2d(channels, eps=norm.eps, momentum=norm.momentum)
     raise Mistake(f"norm={norm.name}: the convolutions of this network have no {traits.statistics}")

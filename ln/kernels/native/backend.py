@@ -21,9 +21,13 @@ from ln.kernels.native.memory import POOL
 from ln.norms import NormConfig, Statistics, refusal
 from ln.reference import Params, Stats
 
-_IMPLEMENTED = (Statistics("features", centred=True), Statistics("batch", centred=True))
+_IMPLEMENTED = (
+    Statistics("features", centred=True),
+    Statistics("features", centred=False),
+    Statistics("batch", centred=True),
+)
 _SITE_BITS = {"input": 1, "recurrent": 2, "cell": 4}
-_INTEGERS = "T B D H gru columns sites threads groups chunk given_stats external"
+_INTEGERS = "T B D H gru columns sites threads groups chunk given_stats external centred"
 _POINTERS = (
     "lengths first places x c0 w_ih w_hh b_ih b_hh g_ih g_hh g_c b_c inner hs c ax ah rs"
     " mean_x var_x mean_h var_h mean_c var_c h_last c_last"
@@ -118,7 +122,7 @@ class _Call:
         self, x: Tensor, c0: Tensor | None, params: dict[str, Tensor | None], T: int, B: int, D: int, H: int
     ) -> _Args:
         a = _Args(T=T, B=B, D=D, H=H, gru=self.cell == "gru", eps=self.cfg.eps, external=self.external)
-        a.columns = self.cfg.traits.axis == "batch"
+        a.columns, a.centred = self.cfg.traits.axis == "batch", self.cfg.traits.centred
         a.sites = sum(_SITE_BITS[site] for site in self.cfg.sites_for(self.cell))
         a.given_stats = self.stats is not None
         G = (3 if self.cell == "gru" else 4) * H

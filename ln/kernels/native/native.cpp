@@ -25,7 +25,7 @@
 enum { INPUT = 1, RECURRENT = 2, CELL = 4 };
 
 struct Args {  // mirrored field by field in native.py
-    int64_t T, B, D, H, gru, columns, sites, threads, groups, chunk, given_stats, external;
+    int64_t T, B, D, H, gru, columns, sites, threads, groups, chunk, given_stats, external, centred;
     double eps;
     const int64_t *lengths, *first, *places;                               // (B) falling, (T+1), (first[T]) t*B+b of each; or all null
     const float *x, *c0, *w_ih, *w_hh;                                     // (T,B,D) (B,H) (G,D) (G,H)
@@ -61,7 +61,13 @@ template <class F> static INLINE float summed(long n, F f) {
     return sum((s[0] + s[1]) + (s[2] + s[3]));
 }
 
-static INLINE void row_statistics(const float* a, long n, double eps, float& mean, float& rstd) {
+// RMS norm is not centred: its mean is 0, and its scale the root of the mean square.
+static INLINE void row_statistics(const float* a, long n, double eps, bool centred, float& mean, float& rstd) {
+    if (!centred) {
+        mean = 0;
+        rstd = float(1 / std::sqrt(summed(n, [&](long j, auto L) HOT { vf v = load(a + j, L); return v * v; }) / n + eps));
+        return;
+    }
     const float m = summed(n, [&](long j, auto L) HOT { return load(a + j, L); }) / n;
     mean = m;
     rstd = float(1 / std::sqrt(summed(n, [&](long j, auto L) HOT { vf d = keep(load(a + j, L) - m, L); return d * d; }) / n + eps));
@@ -428,13 +434,13 @@ static void rows_forward(const Plan& q, long t, long t0, long t1, long b0, long 
         const float *x = q.at(q.ax, a.ax, t, t0, t1, 0, b), *h_prev = a.hs + row * H;
         float *h = a.hs + (row + a.B) * H, *st = a.rs + row * 8;
         if (q.on(INPUT)) {
-            row_statistics(x, a.gru ? 2 * H : G, a.eps, s.x.m[0], s.x.r[0]);
-            if (a.gru) row_statistics(x + 2 * H, H, a.eps, s.x.m[1], s.x.r[1]);
+            row_statistics(x, a.gru ? 2 * H : G, a.eps, a.centred, s.x.m[0], s.x.r[0]);
+            if (a.gru) row_statistics(x + 2 * H, H, a.eps, a.centred, s.x.m[1], s.x.r[1]);
             else s.x.m[1] = s.x.m[0], s.x.r[1] = s.x.r[0];
         }
         if (q.on(RECURRENT)) {
-            row_statistics(ah + b * G, a.gru ? 2 * H : G, a.eps, s.h.m[0], s.h.r[0]);
-            if (a.gru) row_statistics(ah + b * G + 2 * H, H, a.eps, s.h.m[1], s.h.r[1]);
+            row_statistics(ah + b * G, a.gru ? 2 * H : G, a.eps, a.centred, s.h.m[0], s.h.r[0]);
+            if (a.gru) row_statistics(ah + b * G + 2 * H, H, a.eps, a.centred, s.h.m[1], s.h.r[1]);
             else s.h.m[1] = s.h.m[0], s.h.r[1] = s.h.r[0];
         }
         st[0] = s.x.m[0]; st[1] = s.x.r[0]; st[4] = s.h.m[0]; st[5] = s.h.r[0];
@@ -444,7 +450,7 @@ static void rows_forward(const Plan& q, long t, long t0, long t1, long b0, long 
         } else {
             float* c = a.c + row * H;
             lstm_gates(s, x, ah + b * G, t ? c - a.B * H : a.c0 + b * H, c, o);
-            if (q.on(CELL)) row_statistics(c, H, a.eps, s.c.m[0], s.c.r[0]);
+            if (q.on(CELL)) row_statistics(c, H, a.eps, a.centred, s.c.m[0], s.c.r[0]);
             st[2] = s.c.m[0]; st[3] = s.c.r[0];
             lstm_output(s, c, o, h);
         }
@@ -537,11 +543,13 @@ static void rows_backward(const Plan& q, long t, long t0, long t1, long block, f
             float *c = a.c + row * H, *act = tmp, *dcell = tmp + 4 * H, s1, s2;
             lstm_output_back(s, x, h, c, dout, dh, act, dcell, dx, &s1, &s2);
             if (!q.on(CELL)) s1 = s2 = 0;
+            if (!a.centred) s1 = 0;  // a mean that was not taken away has no gradient
             g = lstm_gates_back(s, x, h, t ? c - a.B * H : a.c0 + b * H, c, act, dcell, s1 / H, s2 / H, nullptr, nullptr, q.dc + b * H, dx, dah);
             memset(dh, 0, sizeof(float) * H);
         }
         for (int set_ = 0; set_ < (a.gru ? 2 : 1); set_++) {
             const long begin = set_ * first, end = set_ ? G : first, m = end - begin;
+            if (!a.centred) g.x1[set_] = g.h1[set_] = 0;
             if (q.on(INPUT)) side_back(s.x, set_, begin, end, x, s.gx, g.x1[set_] / m, g.x2[set_] / m, nullptr, nullptr, dx);
             if (q.on(RECURRENT)) side_back(s.h, set_, begin, end, h, s.gh, g.h1[set_] / m, g.h2[set_] / m, nullptr, nullptr, dah);
         }

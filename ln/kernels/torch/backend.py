@@ -16,7 +16,11 @@ from ln.kernels.torch.sites import Setup
 from ln.norms import NormConfig, Statistics, refusal
 from ln.reference import Params, Stats
 
-_IMPLEMENTED = (Statistics("features", centred=True), Statistics("batch", centred=True))
+_IMPLEMENTED = (
+    Statistics("features", centred=True),
+    Statistics("features", centred=False),
+    Statistics("batch", centred=True),
+)
 
 
 def _setup(

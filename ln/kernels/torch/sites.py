@@ -114,6 +114,31 @@ class LayerNorm:
         return d_z, d_gain, None if self.bias is None else dy.flatten(0, -2).sum(0)
 
 
+class RMSNorm:
+    """Equation 4 of Zhang & Sennrich: layer norm without the mean."""
+
+    def __init__(self, gain: Tensor, bias: Tensor | None, eps: float) -> None:
+        self.gain, self.bias, self.eps = gain, bias, eps
+
+    def forward(self, z: Tensor, valid: Tensor | None, given: Saved | None) -> tuple[Tensor, Saved]:
+        rstd = z.square().mean(-1, keepdim=True).add_(self.eps).rsqrt_()
+        y = (z * rstd).mul_(self.gain)
+        return (y if self.bias is None else y.add_(self.bias)), (rstd,)
+
+    def backward(
+        self, dy: Tensor, z: Tensor, saved: Saved, valid: Tensor | None, inputs: bool, params: bool
+    ) -> Gradients:
+        (rstd,) = saved
+        z_hat, d_z = z * rstd, None
+        if inputs:
+            d_z_hat = dy * self.gain
+            d_z = d_z_hat.addcmul_(z_hat, (d_z_hat * z_hat).mean(-1, keepdim=True), value=-1).mul_(rstd)
+        if not params:
+            return d_z, None, None
+        d_gain = z_hat.mul_(dy).flatten(0, -2).sum(0)
+        return d_z, d_gain, None if self.bias is None else dy.flatten(0, -2).sum(0)
+
+
 class BatchNorm:
     """Statistics over the valid rows of each step by themselves, or those given, which gradients do not reach."""
 
@@ -175,7 +200,7 @@ class Setup(NamedTuple):
             return NoNorm(bias)
         assert gain is not None
         if self.cfg.traits.axis == "features":
-            return LayerNorm(gain, bias, self.cfg.eps)
+            return (LayerNorm if self.cfg.traits.centred else RMSNorm)(gain, bias, self.cfg.eps)
         return BatchNorm(gain, bias, self.cfg.eps, self.given is not None)
 
     def given_for(self, name: str, columns: slice = slice(None)) -> Saved | None:

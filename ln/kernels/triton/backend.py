@@ -23,7 +23,11 @@ from torch.autograd.function import once_differentiable
 from ln.norms import NormConfig, Statistics, refusal
 from ln.reference import Params, Stats
 
-_IMPLEMENTED = (Statistics("features", centred=True), Statistics("batch", centred=True))
+_IMPLEMENTED = (
+    Statistics("features", centred=True),
+    Statistics("features", centred=False),
+    Statistics("batch", centred=True),
+)
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _MAX_ROWS = _MAX_UNITS = 4096  # loop.TILE, known without triton
 

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ln.kernels.torch.sites import BatchNorm, LayerNorm, SiteNorm, added, summed
+from ln.kernels.torch.sites import BatchNorm, LayerNorm, RMSNorm, SiteNorm, added, summed
 from ln.kernels.triton.loop import STRETCH, Loop, Pointers, Spec, loop_for
-from ln.kernels.triton.tiles import BATCH, GIVEN, LAYER, NO_NORM
+from ln.kernels.triton.tiles import BATCH, GIVEN, LAYER, NO_NORM, RMS
 from ln.norms import NormConfig
 from ln.reference import Params, Stats
 
@@ -23,21 +23,22 @@ _CHUNK = 1 << 22  # summed inputs in a chunk of time, where activations are not 
 
 
 class Site:
-    """The norm of a site over many steps at once; in the GRU layer norm has statistics for (r, z) and for n."""
+    """The norm of a site over many steps at once; in the GRU statistics over features are those of (r, z) and of n."""
 
     def __init__(self, call: Call, site: str, gain: Tensor | None, bias: Tensor | None, units: int) -> None:
-        self.on, self.bias, self.eps, self.layer = site in call.sites, bias, call.cfg.eps, call.norm == LAYER.value
+        self.on, self.bias, self.eps, self.rows = site in call.sites, bias, call.cfg.eps, call.norm < BATCH.value
+        self.centred = call.cfg.traits.centred
         split = units // 3 * 2
-        self.parts = [slice(0, split), slice(split, units)] if self.layer and call.cell == "gru" else [slice(0, units)]
+        self.parts = [slice(0, split), slice(split, units)] if self.rows and call.cell == "gru" else [slice(0, units)]
         self.norms: list[SiteNorm] = []
         if self.on:
             assert gain is not None
             for part in self.parts:
                 beta = None if bias is None else bias[part]
-                layer = LayerNorm(gain[part], beta, self.eps)
-                self.norms.append(
-                    layer if self.layer else BatchNorm(gain[part], beta, self.eps, call.norm == GIVEN.value)
-                )
+                if self.rows:
+                    self.norms.append((LayerNorm if self.centred else RMSNorm)(gain[part], beta, self.eps))
+                else:
+                    self.norms.append(BatchNorm(gain[part], beta, self.eps, call.norm == GIVEN.value))
 
     def forward(self, z: Tensor, valid: Tensor | None, given: tuple[Tensor, ...] | None) -> tuple[Tensor, list[Tensor]]:
         """z (t, B, n) -> its norm plus bias, which may be z itself, and the statistics of each part."""
@@ -49,17 +50,19 @@ class Site:
 
     def saved(self, mean: Tensor, var: Tensor) -> list[Tensor]:
         """Statistics as the kernels leave them, in the form that `forward` returns."""
-        if not self.layer:
+        if not self.rows:
             return [mean.unsqueeze(1), var.unsqueeze(1)]
         rstd = (var + self.eps).rsqrt_()
-        return [s[:, j].unsqueeze(-1).contiguous() for j in range(len(self.parts)) for s in (mean, rstd)]
+        kept = (mean, rstd) if self.centred else (rstd,)
+        return [s[:, j].unsqueeze(-1).contiguous() for j in range(len(self.parts)) for s in kept]
 
     def backward(
         self, dy: Tensor, z: Tensor, saved: list[Tensor], valid: Tensor | None, inputs: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         """The gradients of z (if inputs) and of the gain."""
+        n = len(saved) // len(self.parts)
         results = [
-            norm.backward(dy[..., part], z[..., part], tuple(saved[2 * j : 2 * j + 2]), valid, inputs, True)
+            norm.backward(dy[..., part], z[..., part], tuple(saved[n * j : n * j + n]), valid, inputs, True)
             for j, (part, norm) in enumerate(zip(self.parts, self.norms, strict=True))
         ]
         d_z, d_gain = ([result[index] for result in results] for index in (0, 1))
@@ -102,7 +105,7 @@ class Call:
         if not self.sites:
             return NO_NORM.value
         if self.cfg.traits.axis == "features":
-            return LAYER.value
+            return (LAYER if self.cfg.traits.centred else RMS).value
         return BATCH.value if self.given is None else GIVEN.value
 
     def chunks(self, T: int, B: int, G: int) -> list[tuple[int, int]]:
@@ -151,8 +154,8 @@ class Layer:
         for site, name, units in ((self.recurrent, "hh", self.G), (self.out, "c", self.H)):
             pair: tuple[Tensor | None, ...] | None = call.given_for(name, start, end)
             if pair is None:
-                shape = (steps, len(site.parts), B) if site.layer else (steps, units)
-                pair = tuple(x.new_empty(shape) if site.on and (store or not site.layer) else None for _ in range(2))
+                shape = (steps, len(site.parts), B) if site.rows else (steps, units)
+                pair = tuple(x.new_empty(shape) if site.on and (store or not site.rows) else None for _ in range(2))
             statistics += pair
         zh = x.new_empty(steps, B, self.G) if store and (self.recurrent.on or not self.lstm) else None
         return Terms._make((z if store and self.input.on else None, y, zh, *statistics, x_statistics))

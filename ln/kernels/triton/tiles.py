@@ -2,9 +2,9 @@
 
 Shapes: T time, B batch, H hidden; GATES gates (4 LSTM, 3 GRU), GROUPS of which share a statistic with layer norm.
 
-A program holds a tile (BLOCK_B, BLOCK_H) of each gate. Layer norm needs whole rows, so there a tile spans all H units
-of a few rows; batch norm needs whole columns, so there it spans all B rows of a few units. The arithmetic is the same,
-and only the axis of the sums differs.
+A program holds a tile (BLOCK_B, BLOCK_H) of each gate. Layer and RMS norm need whole rows, so there a tile spans all
+H units of a few rows; batch norm needs whole columns, so there it spans all B rows of a few units. The arithmetic is
+the same, and only the axis of the sums differs.
 
 What a step reads from and writes to the tensors of a call (T, ...) is found through `table`, int64 addresses in device
 memory. So a CUDA graph that holds launches with fixed arguments works on tensors that are others at each call, in
@@ -19,8 +19,9 @@ import triton.language as tl
 # What normalizes the summed inputs; a global that kernels read has to be a constexpr.
 NO_NORM = tl.constexpr(0)
 LAYER = tl.constexpr(1)
-BATCH = tl.constexpr(2)  # statistics of the batch at hand
-GIVEN = tl.constexpr(3)  # batch norm with statistics that are given
+RMS = tl.constexpr(2)  # layer norm without the mean
+BATCH = tl.constexpr(3)  # statistics of the batch at hand; from here on they belong to columns, before it to rows
+GIVEN = tl.constexpr(4)  # batch norm with statistics that are given
 
 
 @triton.jit(do_not_specialize_on_alignment=["pointers"])
@@ -99,7 +100,7 @@ def valid(table, rows, k, B, RAGGED: tl.constexpr):
 @triton.jit
 def count(rows, units, NORM: tl.constexpr):
     """Over how many values a statistic goes: units of a row, or the rows (BLOCK_B, 1) that count."""
-    if NORM == LAYER:
+    if NORM < BATCH:
         return units * 1.0
     else:
         return tl.maximum(tl.sum(tl.sum(rows.to(tl.float32), 0), 0), 1.0)
@@ -107,13 +108,13 @@ def count(rows, units, NORM: tl.constexpr):
 
 @triton.jit
 def sum1(a, NORM: tl.constexpr):
-    return tl.sum(a, 1 if NORM == LAYER else 0, keep_dims=True)
+    return tl.sum(a, 1 if NORM < BATCH else 0, keep_dims=True)
 
 
 @triton.jit
 def sum2(a, b, NORM: tl.constexpr):
     """Sums of two gates: one over both together with layer norm, one for each otherwise."""
-    if NORM == LAYER:
+    if NORM < BATCH:
         s = tl.sum(a + b, 1, keep_dims=True)
         return s, s
     else:
@@ -123,7 +124,7 @@ def sum2(a, b, NORM: tl.constexpr):
 @triton.jit
 def sum4(a, b, c, d, NORM: tl.constexpr):
     """Sums of four gates: one over all together with layer norm, one for each otherwise."""
-    if NORM == LAYER:
+    if NORM < BATCH:
         s = tl.sum((a + b) + (c + d), 1, keep_dims=True)
         return s, s, s, s
     else:
@@ -135,7 +136,7 @@ def sum4(a, b, c, d, NORM: tl.constexpr):
 @triton.jit
 def statistic(index, rows, columns, gate, group, B, H, GATES: tl.constexpr, GROUPS: tl.constexpr, NORM: tl.constexpr):
     """Where a statistic of step `index` lies, and which exist: (T, GROUPS, B) with layer norm, else (T, GATES, H)."""
-    if NORM == LAYER:
+    if NORM < BATCH:
         return (index * GROUPS + group) * B + rows, rows < B
     else:
         return (index * GATES + gate) * H + columns, columns < H
@@ -166,9 +167,12 @@ def store_statistics(
 def centred1(a, counted, count, NORM: tl.constexpr):
     """The centred tile, its mean and its biased variance over what is counted. Two passes, so that nothing cancels.
 
-    The mean is divided exactly: what a single row has left of itself is multiplied by 1 / sqrt(eps).
+    The mean is divided exactly: what a single row has left of itself is multiplied by 1 / sqrt(eps). RMS norm does not
+    centre: its mean is 0, and the variance is the mean square.
     """
     mean = tl.div_rn(sum1(tl.where(counted, a, 0.0), NORM), count)
+    if NORM == RMS:
+        mean = tl.zeros_like(mean)
     a = a - mean
     return a, mean, sum1(tl.where(counted, a * a, 0.0), NORM) / count
 
@@ -177,6 +181,8 @@ def centred1(a, counted, count, NORM: tl.constexpr):
 def centred2(a, b, counted, count, NORM: tl.constexpr):
     ma, mb = sum2(tl.where(counted, a, 0.0), tl.where(counted, b, 0.0), NORM)
     ma, mb = tl.div_rn(ma, count), tl.div_rn(mb, count)
+    if NORM == RMS:
+        ma, mb = tl.zeros_like(ma), tl.zeros_like(mb)
     a, b = a - ma, b - mb
     va, vb = sum2(tl.where(counted, a * a, 0.0), tl.where(counted, b * b, 0.0), NORM)
     return a, b, ma, mb, va / count, vb / count
@@ -188,6 +194,8 @@ def centred4(a, b, c, d, counted, count, NORM: tl.constexpr):
         tl.where(counted, a, 0.0), tl.where(counted, b, 0.0), tl.where(counted, c, 0.0), tl.where(counted, d, 0.0), NORM
     )
     ma, mb, mc, md = tl.div_rn(ma, count), tl.div_rn(mb, count), tl.div_rn(mc, count), tl.div_rn(md, count)
+    if NORM == RMS:
+        ma, mb, mc, md = tl.zeros_like(ma), tl.zeros_like(mb), tl.zeros_like(mc), tl.zeros_like(md)
     a, b, c, d = a - ma, b - mb, c - mc, d - md
     va, vb, vc, vd = sum4(
         tl.where(counted, a * a, 0.0), tl.where(counted, b * b, 0.0), tl.where(counted, c * c, 0.0),
@@ -201,5 +209,7 @@ def unscaled(v, z, mean_v, mean_vz, rstd, NORM: tl.constexpr):
     """The gradient with respect to summed inputs of v, that of the standardized z; given statistics are constants."""
     if NORM == GIVEN:
         return v * rstd
+    elif NORM == RMS:
+        return (v - z * mean_vz) * rstd
     else:
         return (v - mean_v - z * mean_vz) * rstd
