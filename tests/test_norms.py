@@ -36,7 +36,8 @@ def asks_for_a_name(node: ast.AST) -> bool:
     sides = [node.left, *node.comparators]
     if any(isinstance(side, ast.Attribute) and side.attr == "axis" for side in sides):
         return False
-    named = {part.value for side in sides for part in ast.walk(side) if isinstance(part, ast.Constant)} & set(NORMS)
+    parts = [part for side in sides for part in getattr(side, "elts", [side])]
+    named = {part.value for part in parts if isinstance(part, ast.Constant)} & set(NORMS)
     return bool(named - {"none"}) or (bool(named) and "norm" in ast.unparse(node.left))
 
 
