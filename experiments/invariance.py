@@ -19,7 +19,7 @@ from ln.norms import NORMS
 from ln.suite.config import Recipe
 from ln.suite.data import Source, mnist, resolve
 from ln.suite.errors import Mistake
-from ln.suite.judging.claims import Runs
+from ln.suite.runs.read import Runs
 from ln.suite.showing.figures import new_figure, save
 from ln.suite.task import Shuffled, Task, wrong
 

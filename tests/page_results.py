@@ -16,8 +16,7 @@ from ln.suite.showing.report import conclude, groups
 def metrics_of(group: str) -> list[str]:
     """Everything a group's claims and figure look at."""
     document = load_claims(group)
-    checks = [{**claim, **check} for claim in document["claims"] for check in claim.get("checks", [{}])]
-    return sorted({entry["metric"] for entry in (*checks, *document["figure"]["panels"])})
+    return sorted({entry.metric for entry in (*document.checks, *document.figure.panels)})
 
 
 def write_run(
@@ -89,7 +88,7 @@ def conclude_without_the_unreadable(results: Path) -> None:
 
 def large_results(results: Path, evaluations: int = 150) -> Path:
     """300 runs, with a figure for each experiment and pictures in every tenth run."""
-    experiments = [(group, name) for group in groups() for name in load_claims(group)["runs"]["experiments"]]
+    experiments = [(group, name) for group in groups() for name in load_claims(group).runs.experiments]
     cells = [(*pair, norm, seed) for seed in range(99) for pair in experiments for norm in curves.palette()][:300]
     noise = np.random.default_rng(0).integers(0, 255, (200, 150), dtype=np.uint8)  # 30 kB whatever the compression
     for number, (group, experiment, norm, seed) in enumerate(cells):

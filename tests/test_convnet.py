@@ -15,7 +15,7 @@ from experiments.convnet.task import ConvNet, prepared
 from ln.norms import NORMS, NormConfig
 from ln.suite.config import Recipe
 from ln.suite.errors import Mistake
-from ln.suite.runs.folder import read_metrics
+from ln.suite.runs.read import read_metrics
 from ln.suite.runs.train import carry_out
 
 Make = Callable[..., Recipe]

@@ -22,7 +22,7 @@ from ln import NormConfig
 from ln.norms import NORMS
 from ln.suite.config import CONFIGS, Recipe, recipe_of
 from ln.suite.errors import Mistake
-from ln.suite.runs.folder import read_metrics
+from ln.suite.runs.read import read_metrics
 from ln.suite.runs.train import carry_out, device_of
 
 EPS32 = float(np.finfo(np.float32).eps)

@@ -31,7 +31,7 @@ from ln.suite.config import Recipe
 from ln.suite.data import Source
 from ln.suite.data.precomp import CAPTIONS, Captioned
 from ln.suite.data.scenes import more_general
-from ln.suite.runs.folder import read_metrics
+from ln.suite.runs.read import read_metrics
 from ln.suite.runs.train import carry_out
 
 Make = Callable[..., Recipe]

@@ -98,7 +98,7 @@ def test_curves_toggle_by_norm_and_switch_axes_and_quantities(built: Built, brow
 
 
 def test_filters_count_and_live_in_the_address(built: Built, browser: Callable[..., Any]) -> None:
-    claims = {group: len(load_claims(group)["claims"]) for group in groups()}
+    claims = {group: len(load_claims(group).claims) for group in groups()}
     rows, mnist = sum(claims.values()), claims["mnist"]
     script = """
       const look = () => ({ shown: rows.filter((row) => row.offsetParent).map((row) => row.dataset.experiment),

@@ -27,7 +27,7 @@ from ln.norms import NORMS
 from ln.suite.config import Recipe
 from ln.suite.data.vocabulary import EOS, padded
 from ln.suite.errors import Mistake
-from ln.suite.runs.folder import read_metrics
+from ln.suite.runs.read import read_metrics
 from ln.suite.runs.train import carry_out, device_of
 from scripts import nearest
 

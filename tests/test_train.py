@@ -18,7 +18,8 @@ import ln.suite.runs.train
 from experiments.mnist import Mnist
 from ln.suite.config import Recipe, names
 from ln.suite.errors import Mistake
-from ln.suite.runs.folder import Run, read_metrics
+from ln.suite.runs.folder import Run
+from ln.suite.runs.read import read_metrics
 from ln.suite.runs.train import carry_out
 from tests.conftest import ROOT
 

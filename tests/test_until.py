@@ -10,7 +10,8 @@ import pytest
 
 from ln.suite.config import Recipe, identity_hash
 from ln.suite.errors import Mistake
-from ln.suite.runs.folder import Run, read_metrics
+from ln.suite.runs.folder import Run
+from ln.suite.runs.read import read_metrics
 from ln.suite.runs.train import carry_out
 from ln.suite.sweeps.wanted import cells, wanted
 from ln.suite.until import Until

@@ -32,15 +32,15 @@ def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_dry_run_is_what_the_library_reads_and_the_claims_say(group: str, tmp_path: Path) -> None:
     document = load_claims(group)
     written = {path.name: path.read_text() for path in write_json(group, "laptop", "results", tmp_path)}
-    experiments = document["runs"]["experiments"]
+    experiments = list(document.runs.experiments)
     assert set(written) == {f"{group}.report.json", *(f"{e}.workspace.json" for e in experiments)}
     for experiment in experiments:
         view = View.model_validate_json(written[f"{experiment}.workspace.json"])
         workspace = ws.Workspace._from_model(view)
         panels = panels_of(document, experiment)
         figure, by_step, by_seconds = workspace.sections[:3]
-        assert [plot.y for plot in figure.panels] == [[wr.Metric(panel["metric"])] for panel in panels]
-        assert [plot.log_y or False for plot in figure.panels] == [panel.get("log", False) for panel in panels]
+        assert [plot.y for plot in figure.panels] == [[wr.Metric(panel.metric)] for panel in panels]
+        assert [plot.log_y or False for plot in figure.panels] == [panel.log for panel in panels]
         assert {plot.x for plot in by_step.panels} == {wr.Metric("step")}
         assert {plot.x for plot in by_seconds.panels} == {wr.Metric("seconds")}
         for plot in (*figure.panels, *by_step.panels, *by_seconds.panels):
@@ -55,10 +55,10 @@ def test_the_dry_run_is_what_the_library_reads_and_the_claims_say(group: str, tm
         assert f"{experiment}/laptop" in str(grid.runsets[0].filters)
         assert sorted(grid.custom_run_colors.values()) == sorted(traits.colour for traits in NORMS.values())
     text = "\n".join(block.text for block in report.blocks if isinstance(block, wr.MarkdownBlock))
-    for claim in document["claims"]:
-        assert claim["sentence"] in text
-        assert str(claim.get("published", "")) in text
-    for deviation in document["deviations"]:
+    for claim in document.claims:
+        assert claim.sentence in text
+        assert claim.published in text
+    for deviation in document.deviations:
         assert deviation in text
 
 

@@ -19,7 +19,7 @@ from ln.suite.config import Recipe, norm_of, zero_allowed
 from ln.suite.data import Source, handwriting, resolve
 from ln.suite.data.pen_strokes import PRIVATE
 from ln.suite.errors import Mistake
-from ln.suite.runs.folder import finished_run
+from ln.suite.runs.read import finished_run
 from ln.suite.showing.figures import new_figure
 from ln.suite.task import Shuffled, Task
 

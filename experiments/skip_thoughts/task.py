@@ -24,7 +24,7 @@ from ln.suite.data import Source, books, resolve, sentence_sets
 from ln.suite.data.book_batches import SameLength, permuted
 from ln.suite.data.vocabulary import EOS, UNKNOWN, padded
 from ln.suite.errors import Mistake
-from ln.suite.runs.folder import finished_run
+from ln.suite.runs.read import finished_run
 from ln.suite.showing.figures import new_figure, save
 from ln.suite.task import Task, stream_seed
 

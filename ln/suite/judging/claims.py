@@ -1,387 +1,382 @@
-"""Claims of the paper as data, judged from measured runs.
+"""Claims of the paper as data: what `configs/claims/<experiment>.yaml` may say, read into types.
 
-`configs/claims/<experiment>.yaml` lists, for each claim, its sentence, source, published numbers and checks. A check is
-one of five kinds, each a function from runs to a finding. `judge_runs` judges runs that were read
-from their files and trains nothing.
+Everything that is not known is refused in one sentence that names the nearest thing that is, since a misspelt key would
+otherwise be judged as if it were not there.
 """
 
-import json
-import math
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+import difflib
+import itertools
+import types
+from collections.abc import Iterable
+from dataclasses import MISSING, dataclass, field, fields
+from functools import cached_property
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from ln.suite.config import CONFIGS
+from ln.suite.config import CONFIGS, PROFILES, names
 from ln.suite.errors import Mistake
-from ln.suite.judging.stats import (
-    Interval,
-    first_reach,
-    mean_interval,
-    proportion_half_width,
-    ratio_interval,
-    widen,
-)
-from ln.suite.runs.folder import DIVERGED, DONE, read_metrics
 
-REPRODUCED, NOT_REPRODUCED, INCONCLUSIVE, NOT_RUN = "reproduced", "not_reproduced", "inconclusive", "not_run"
-# A claim of several checks is as good as its worst.
-WORST_FIRST = (NOT_RUN, NOT_REPRODUCED, INCONCLUSIVE, REPRODUCED)
+VALUE, BETTER, FASTER, CURVE, ABOVE = "value", "better", "faster", "curve", "above"
+# Where on a run each kind reads its metric, unless the claim says otherwise.
+USUAL_PLACE = {VALUE: "final", BETTER: "best", FASTER: "best", CURVE: "best", ABOVE: "best"}
+PLACES = ("final", "last", "best")  # as `Measured.value` has them
+AXES = ("step", "epoch", "seconds")
+NEEDS = {
+    VALUE: ("published, tolerance", "within"),
+    BETTER: ("baseline",),
+    FASTER: ("baseline",),
+    CURVE: ("noises", "tolerance", "level, factor"),
+    ABOVE: ("baseline, at_least",),
+}
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A run as read from its folder."""
+class Expected:
+    """What the power of a check is planned with, on the scale of its interval: a ratio of steps for `faster` (its
+    spread is that of the logarithm), else the metric's own unit."""
 
-    info: dict[str, Any]
-    records: list[dict[str, Any]]
+    effect: float
+    spread: float  # standard deviation over seeds, of the paired difference where there is a baseline
+    steps: int | None = None  # updates after which the effect is expected to show, where fewer would not do
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a simpler method reaches: a model that is no better says nothing of a norm.
+
+    A `value`, or a `metric` that every run has of it; compared with the metrics `of`. On one status of data, and one
+    data set, where they are named.
+    """
+
+    label: str
+    of: tuple[str, ...] = ()
+    value: float | None = None
+    metric: str = ""
+    data: str = ""
+    dataset: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that runs can be asked, and what the answer is held against."""
+
+    kind: str
+    norm: str
+    metric: str
+    experiment: str = ""
+    baseline: str = ""
+    baseline_experiment: str = ""
+    beyond: str = ""  # an experiment: what a run's value is more than that of the same norm and seed there
+    at: int | str = ""  # one of PLACES, or the evaluation after so many updates
+    quantity: str = ""  # its name where a claim has several checks
+    proportion: bool = False  # the metric is a share of a split's examples,
+    scale: float = 1.0  # in percent where this is 100,
+    queries: int = 1  # of each of which so many questions are asked
+    published: float | None = None
+    tolerance: float | None = None
+    within: tuple[float | None, ...] = ()  # a range in words, as numbers
+    target: float | None = None  # fixed, from the paper's own curve; for runs of the paper's whole protocol
+    share: float | None = None  # of the baseline's steps, as the paper states it; reported, not judged
+    at_least: float | None = None
+    noises: float | None = None  # tolerance of a curve, in the published one's own noise
+    log: bool = False  # a curve is compared on the logarithm, to the base 10
+    level: float | None = None  # of a published curve: when it gets there, to a `factor`
+    factor: float | None = None
+    curve_of: str = ""  # the experiment that holds the published curve, where it is not this one
+    dataset: str = ""  # the only data the claim makes sense on
+    scale_free: bool = False  # about functions, not a protocol: every profile and data set may judge it
+    expected: Expected | None = None
+    lower: bool = True  # filled in from the file's `metrics`
 
     @property
-    def diverged(self) -> bool:
-        return self.info["status"] == DIVERGED
+    def sides(self) -> list[tuple[str, str]]:
+        """Experiment and norm of the runs that are judged, of their baseline, and of what both are held `beyond`."""
+        sides = [(self.experiment, self.norm)]
+        if self.baseline:
+            sides.append((self.baseline_experiment or self.experiment, self.baseline))
+        return [*sides, *((self.beyond, norm) for _, norm in sides if self.beyond)]
 
-    def curve(self, metric: str, x: str = "step") -> tuple[list[float], list[float]]:
-        """The evaluations of a metric: x values (step, epoch or seconds) and values."""
-        points = [(r[x], r[metric]) for r in self.records if not r.get("final") and r.get(metric) is not None]
-        return [p[0] for p in points], [p[1] for p in points]
-
-    def value(self, metric: str, at: str, lower: bool) -> float:
-        """A metric `at` the end of training (last), at its best (best), or on the checkpoint that validation chose
-        (final). A diverged run's is as bad as can be."""
-        worst = math.inf if lower else -math.inf
-        if self.diverged:
-            return worst
-        if at == "final":
-            return next(r[metric] for r in self.records if r.get("final"))
-        values = self.curve(metric)[1]
-        if at == "last":
-            return values[-1]
-        return min(values) if lower else max(values)
-
-
-Seeds = dict[int, Measured]
-Runs = dict[str, Seeds]  # norm -> seed -> run
-
-
-def load_runs(results: str | Path, profile: str, experiment: str) -> Runs:
-    """The done runs of an experiment. Unfinished ones do not count yet."""
-    runs: Runs = {}
-    for path in sorted((Path(results) / profile / experiment).glob("*/*/run.json")):
-        info = json.loads(path.read_text())
-        if info["status"] in DONE:
-            records = read_metrics(path.parent / "metrics.jsonl")
-            runs.setdefault(path.parent.parent.name, {})[int(path.parent.name)] = Measured(info, records)
-    return runs
+    @property
+    def baseline_name(self) -> str:
+        return self.baseline + (f" of {self.baseline_experiment}" if self.baseline_experiment else "")
 
 
 @dataclass(frozen=True)
-class Finding:
-    """What one check found."""
+class Claim:
+    """A sentence or number of the paper and the checks that it stands or falls with."""
 
-    verdict: str
-    measured: str  # as text, with its interval
-    reason: str  # one sentence
-    interval: Interval | None = None
-
-
-@dataclass
-class Verdict:
-    """A claim and what the runs say of it."""
-
-    claim: str
+    id: str
     sentence: str
     source: str
-    published: str
-    verdict: str
-    measured: str
-    reason: str
-    profile: str
-    data: str
-    seeds: list[int]
-    extension: bool = False
-    findings: list[dict[str, Any]] = field(default_factory=list)
+    checks: tuple[Check, ...]
+    source_kind: str = "paper"
+    published_text: str = ""
+    needs: str = ""  # a measurement that does not exist yet, for a claim that cannot be judged until it does
+
+    @property
+    def published(self) -> str:
+        if self.published_text:
+            return self.published_text
+        number = self.checks[0].published if self.checks else None
+        return "in words" if number is None else f"{number:g}"
+
+    @property
+    def experiment(self) -> str:
+        """Whose runs are judged first."""
+        return self.checks[0].experiment if self.checks else ""
+
+    @property
+    def extension(self) -> bool:
+        return self.source_kind == "extension"
 
 
-def load_claims(group: str) -> dict[str, Any]:
-    """The contents of configs/claims/<group>.yaml."""
+@dataclass(frozen=True)
+class Panel:
+    """One panel of a figure."""
+
+    metric: str
+    experiment: str = ""
+    x: str = "step"
+    title: str = ""
+    ylabel: str = ""
+    xlabel: str = ""
+    log: bool = False
+    log_x: bool = False
+    ylim: tuple[float, ...] = ()
+    norms: tuple[str, ...] = ()
+    band: str = ""  # a metric: one standard deviation
+    reference: Reference | None = None
+    published: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def label(self) -> str:
+        return self.ylabel or self.metric
+
+
+@dataclass(frozen=True)
+class Figure:
+    panels: tuple[Panel, ...]
+    columns: int = 0
+
+
+@dataclass(frozen=True)
+class RunsAt:
+    """What one profile runs of them, where that is not all."""
+
+    experiments: tuple[str, ...] = ()
+    norms: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class RunsWanted:
+    """Which runs the claims need."""
+
+    experiments: tuple[str, ...]
+    norms: tuple[str, ...]
+    seeds: dict[str, int]  # by profile
+    only: dict[str, list[str]] = field(default_factory=dict)  # variants that make sense under some norms
+    smoke: RunsAt = RunsAt()
+    laptop: RunsAt = RunsAt()
+    full: RunsAt = RunsAt()
+
+    def at(self, profile: str) -> RunsAt:
+        """The experiments and norms of a profile."""
+        own: RunsAt = getattr(self, profile)
+        return RunsAt(own.experiments or self.experiments, own.norms or self.norms)
+
+
+@dataclass(frozen=True)
+class ClaimsFile:
+    """The contents of a claims file."""
+
+    title: str
+    figure_of_paper: str
+    runs: RunsWanted
+    metrics: dict[str, str]  # every metric that is looked at, and whether lower or higher is better
+    figure: Figure
+    claims: tuple[Claim, ...]
+    order: float = 99.0
+    deviations: tuple[str, ...] = ()
+    references: tuple[Reference, ...] = ()
+    drawings: tuple[str, ...] = ()
+
+    @cached_property
+    def checks(self) -> list[Check]:
+        return [check for claim in self.claims for check in claim.checks]
+
+
+def load_claims(group: str) -> ClaimsFile:
+    """configs/claims/<group>.yaml.
+
+    Raises:
+        Mistake: no such file, or it holds a key, kind, metric, direction, norm or experiment that is not known.
+    """
     path = CONFIGS / "claims" / f"{group}.yaml"
     if not path.exists():
         known = sorted(p.stem for p in path.parent.glob("*.yaml"))
         raise Mistake(f"{group} is not an experiment with claims; choose one of {', '.join(known)}")
-    return yaml.safe_load(path.read_text())
+    return claims_file(yaml.safe_load(path.read_text()), f"{group}.yaml")
 
 
-def judge_runs(document: dict[str, Any], runs: dict[str, Runs], profile: str) -> list[Verdict]:
-    """The verdict on every claim of a claims file from the done runs of one profile, by experiment."""
-    default = document["runs"]["experiments"][0]
-    return [_judge_claim(claim, runs, default, profile) for claim in document["claims"]]
+def claims_file(document: dict[str, Any], where: str) -> ClaimsFile:
+    """A claims file from what YAML made of it; `where` begins every sentence that refuses it.
+
+    Raises:
+        Mistake: as `load_claims`.
+    """
+    raw = dict(document)
+    metrics = raw.get("metrics", {})
+    for metric, direction in metrics.items():
+        _known(f"{where}, metrics, {metric}", "direction", direction, ("lower", "higher"))
+    runs = _runs(raw.get("runs"), f"{where}, runs")
+    panels = [_panel(panel, runs, metrics, where) for panel in raw.get("figure", {}).get("panels", [])]
+    references = [_reference(r, metrics, f"{where}, references") for r in raw.get("references", [])]
+    claims = [claim for entry in raw.get("claims", []) for claim in _claims(entry, runs, metrics, where)]
+    for name in (claim.id for claim in claims):
+        if sum(claim.id == name for claim in claims) > 1:
+            raise Mistake(f"{where}: two claims are called {name}")
+    figure = _build(Figure, {**raw.get("figure", {}), "panels": panels}, f"{where}, figure")
+    raw |= {"runs": runs, "figure": figure, "references": references, "claims": claims}
+    return _build(ClaimsFile, raw, where)
 
 
-def _judge_claim(claim: dict[str, Any], runs: dict[str, Runs], default: str, profile: str) -> Verdict:
-    checks = [{**claim, **check} for check in claim.get("checks", [{}])]
-    findings, used = [], []
+def _runs(raw: Any, where: str) -> RunsWanted:
+    own = {p: _build(RunsAt, raw[p], f"{where}, {p}") for p in PROFILES if isinstance(raw, dict) and p in raw}
+    runs: RunsWanted = _build(RunsWanted, {**raw, **own} if own else raw, where)
+    parts = [runs.at(profile) for profile in PROFILES]
+    for experiment in (*runs.only, *(experiment for part in parts for experiment in part.experiments)):
+        _known(where, "experiment", experiment, names("experiment"))
+    for norm in (*itertools.chain(*runs.only.values()), *(norm for part in parts for norm in part.norms)):
+        _known(where, "norm", norm, names("norm"))
+    return runs
+
+
+def _claims(entry: dict[str, Any], runs: RunsWanted, metrics: dict[str, str], where: str) -> list[Claim]:
+    """A claim, or with `singly` one for each of its checks: a table row's cells, reported each for itself."""
+    raw = dict(entry)
+    place = f"{where}, claim {raw.get('id', '?')}"
+    singly = raw.pop("singly", False)
+    given = raw.pop("checks", None)
+    own = {f.name for f in fields(Claim)} - {"checks"}
+    shared = {key: raw.pop(key) for key in list(raw) if key not in own}
+    if "needs" in raw and given is None and not shared:
+        return [_build(Claim, {**raw, "checks": []}, place)]
+    checks = [_check({**shared, **check}, runs, metrics, place) for check in (given if given is not None else [{}])]
+    if not singly:
+        return [_build(Claim, {**raw, "checks": checks}, place)]
+    claims = []
     for check in checks:
-        sides = [runs[experiment].get(norm, {}) for experiment, norm in _sides(check, default)]
-        findings.append(_check(check, sides, profile))
-        used += [run for side in sides for run in side.values()]
-    worst = min(findings, key=lambda finding: WORST_FIRST.index(finding.verdict))
-    texts = [
-        check.get("quantity", "") + " " * ("quantity" in check) + f.measured
-        for check, f in zip(checks, findings, strict=True)
-    ]
-    holding = sum(finding.verdict == REPRODUCED for finding in findings)
-    summary = f"{holding} of {len(findings)} checks hold" if len(findings) > 3 else "; ".join(filter(None, texts))
-    return Verdict(
-        claim=claim["id"],
-        sentence=claim["sentence"],
-        source=claim["source"],
-        published=str(claim.get("published_text", claim.get("published", ""))),
-        verdict=worst.verdict,
-        measured="" if worst.verdict == NOT_RUN else summary,
-        reason=worst.reason
-        if len(findings) <= 3 or worst.verdict != REPRODUCED
-        else "every check's interval is inside",
-        profile=profile,
-        data=", ".join(sorted({run.info["data"]["status"] for run in used})),
-        seeds=sorted({run.info["identity"]["seed"] for run in used}),
-        extension=claim.get("source_kind") == "extension",
-        findings=[asdict(finding) for finding in findings],
-    )
+        name = check.quantity or check.metric
+        cell = {"id": f"{raw['id']}_{_identifier(name)}", "sentence": f"{raw['sentence']} {name}.", "checks": [check]}
+        text = "" if check.published is not None else raw.get("published_text", "")
+        claims.append(_build(Claim, {**raw, **cell, "published_text": text}, place))
+    return claims
 
 
-def _sides(check: dict[str, Any], default: str) -> list[tuple[str, str]]:
-    """Experiment and norm of the runs that are judged, and of their baseline where there is one."""
-    experiment = check.get("experiment", default)
-    if "baseline" not in check:
-        return [(experiment, check["norm"])]
-    return [(experiment, check["norm"]), (check.get("baseline_experiment", experiment), check["baseline"])]
+def _identifier(name: str) -> str:
+    return "_".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
 
 
-def _baseline(check: dict[str, Any]) -> str:
-    return check["baseline"] + (f" of {check['baseline_experiment']}" if "baseline_experiment" in check else "")
+def _check(raw: dict[str, Any], runs: RunsWanted, metrics: dict[str, str], where: str) -> Check:
+    raw = {"experiment": runs.experiments[0], **raw}
+    for key in raw:
+        _known(where, "key", key, [f.name for f in fields(Check) if f.name != "lower"])
+    for key in ("kind", "norm", "metric"):
+        if key not in raw:
+            raise Mistake(f"{where}: {key} is missing")
+    _known(where, "kind", raw["kind"], NEEDS)
+    _known(where, "metric", raw["metric"], metrics)
+    raw.setdefault("at", USUAL_PLACE[raw["kind"]])
+    if not isinstance(raw["at"], int):
+        _known(where, "place (at)", raw["at"], PLACES)
+    if "expected" in raw:
+        raw["expected"] = _build(Expected, raw["expected"], f"{where}, expected")
+    check = _build(Check, {**raw, "lower": metrics[raw["metric"]] == "lower"}, where)
+    for experiment, norm in check.sides:
+        _known(where, "experiment", experiment, runs.experiments)
+        _known(where, "norm", norm, names("norm"))
+        allowed = runs.only.get(experiment, runs.norms)
+        if norm not in allowed:
+            raise Mistake(f"{where}: {experiment} is not run with norm {norm}, but with {', '.join(allowed)}")
+    if not any(all(raw.get(key) is not None for key in needed.split(", ")) for needed in NEEDS[check.kind]):
+        raise Mistake(f"{where}: a check of kind {check.kind} needs {' or '.join(NEEDS[check.kind])}")
+    if check.within and len(check.within) != 2:
+        raise Mistake(f"{where}: within must be a low and a high end, of which one may be null")
+    return check
 
 
-def _check(check: dict[str, Any], sides: list[Seeds], profile: str) -> Finding:
-    names = [check["norm"], *([_baseline(check)] if "baseline" in check else [])]
-    missing = [name for name, side in zip(names, sides, strict=True) if not side]
-    if missing:
-        return Finding(NOT_RUN, "", f"no finished run of norm {' and '.join(missing)} at profile {profile}")
-    refusal = _protocol_refusal(check, sides, profile)
-    if refusal:
-        return Finding(NOT_RUN, "", refusal)
-    return KINDS[check["kind"]](check, sides)
+def _panel(raw: dict[str, Any], runs: RunsWanted, metrics: dict[str, str], where: str) -> Panel:
+    place = f"{where}, a panel of {raw.get('metric', 'the figure')}"
+    raw = {"experiment": runs.experiments[0], **raw}
+    if "reference" in raw:
+        raw["reference"] = _reference({"of": [raw.get("metric")], **raw["reference"]}, metrics, place)
+    panel = _build(Panel, raw, place)
+    _known(place, "metric", panel.metric, metrics)
+    _known(place, "experiment", panel.experiment, runs.experiments)
+    _known(place, "axis", panel.x, AXES)
+    for norm in panel.norms:
+        _known(place, "norm", norm, names("norm"))
+    return panel
 
 
-def _protocol_refusal(check: dict[str, Any], sides: list[Seeds], profile: str) -> str:
-    """Published numbers are judged at the paper's protocol only, unless the claim says otherwise."""
-    default = {"profile": "full", "data": "original"} if check["kind"] in ("value", "curve") else {}
-    requires = check.get("requires", default)
-    statuses = {run.info["data"]["status"] for side in sides for run in side.values()}
-    if "profile" in requires and requires["profile"] != profile:
-        return f"a published number, judged at profile {requires['profile']}; these runs are {profile}"
-    if "data" in requires and statuses != {requires["data"]}:
-        return f"a published number, judged on {requires['data']} data; these runs have {', '.join(sorted(statuses))}"
-    return ""
+def _reference(raw: dict[str, Any], metrics: dict[str, str], where: str) -> Reference:
+    reference = _build(Reference, raw, where)
+    for metric in reference.of:
+        _known(where, "metric", metric, metrics)
+    if (reference.value is None) == (not reference.metric):
+        raise Mistake(f"{where}: a reference is either a value or a metric")
+    return reference
 
 
-def _paired(sides: list[Seeds]) -> tuple[list[Measured], list[Measured]]:
-    ours, theirs = sides
-    seeds = sorted(ours.keys() & theirs.keys())
-    return [ours[seed] for seed in seeds], [theirs[seed] for seed in seeds]
+def _known(where: str, what: str, name: Any, choices: Iterable[Any]) -> None:
+    choices = [str(choice) for choice in choices]
+    if str(name) in choices:
+        return
+    near = difflib.get_close_matches(str(name), choices, 1, 0.0)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise Mistake(f"{where}: {name} is no {what} that is known{hint}")
 
 
-def _lower(check: dict[str, Any]) -> bool:
-    return check["direction"] == "lower"
+def _build(kind: type, raw: Any, where: str) -> Any:
+    """A dataclass from a mapping.
 
-
-def _too_few(count: int) -> Finding:
-    return Finding(
-        INCONCLUSIVE, "", f"{count} seed{'s' * (count != 1)} give{'s' * (count == 1)} no interval; run at least 3"
-    )
-
-
-def _test_set_half_width(check: dict[str, Any], groups: list[list[Measured]]) -> float:
-    """What the finite split adds to the uncertainty of a proportion; 0 for other metrics."""
-    if not check.get("proportion"):
-        return 0.0
-    split = check["metric"].split("_")[0]
-    scale = check.get("scale", 1.0)  # 100 where the metric is in percent
-    means = []
-    for runs in groups:
-        values = [run.value(check["metric"], check.get("at", "final"), _lower(check)) / scale for run in runs]
-        means.append(sum(values) / len(values))
-    return scale * proportion_half_width(means, groups[0][0].info["examples"][split])
-
-
-def value(check: dict[str, Any], sides: list[Seeds]) -> Finding:
-    """The mean over seeds lies within `tolerance` of `published`, or `within` [low, high]."""
-    low, high = check.get("within") or (
-        check["published"] - check["tolerance"],
-        check["published"] + check["tolerance"],
-    )
-    low, high = (-math.inf if low is None else low), (math.inf if high is None else high)
-    measured = list(sides[0].values())
-    values = [run.value(check["metric"], check.get("at", "final"), _lower(check)) for run in measured]
-    if not all(map(math.isfinite, values)):
-        return Finding(
-            NOT_REPRODUCED, "diverged", f"{sum(run.diverged for run in measured)} of {len(values)} seeds diverged"
-        )
-    if len(values) < 2:
-        return _too_few(len(values))
-    interval = widen(mean_interval(values), _test_set_half_width(check, [measured]))
-    band = f"[{low:.4g}, {high:.4g}]"
-    if interval.within(low, high):
-        return Finding(REPRODUCED, str(interval), f"the interval lies within {band}", interval)
-    if interval.disjoint(low, high):
-        return Finding(NOT_REPRODUCED, str(interval), f"the interval lies outside {band}", interval)
-    return Finding(INCONCLUSIVE, str(interval), f"the interval straddles an end of {band}", interval)
-
-
-def better(check: dict[str, Any], sides: list[Seeds]) -> Finding:
-    """The improvement over the baseline, paired by seed, excludes zero."""
-    ours, theirs = _paired(sides)
-    if len(ours) < 2:
-        return _too_few(len(ours))
-    sign, at = (1.0 if _lower(check) else -1.0), check.get("at", "best")
-    gains = []
-    for mine, other in zip(ours, theirs, strict=True):
-        a, b = (run.value(check["metric"], at, _lower(check)) for run in (mine, other))
-        gains.append(0.0 if mine.diverged and other.diverged else sign * (b - a))
-    finite = [gain for gain in gains if math.isfinite(gain)]
-    if any(gain == -math.inf for gain in gains):
-        lost = sum(run.diverged for run in ours)
-        verdict = NOT_REPRODUCED if not any(gain > 0 for gain in gains) else INCONCLUSIVE
-        return Finding(verdict, "diverged", f"{lost} of {len(ours)} seeds of norm {check['norm']} diverged")
-    if not finite:
-        return Finding(
-            REPRODUCED if len(gains) >= 3 else INCONCLUSIVE, "baseline diverged", "every baseline run diverged"
-        )
-    # A baseline that diverged lost by more than can be measured; it is counted as the largest gain that was.
-    gains = [max(finite) if gain == math.inf else gain for gain in gains]
-    interval = mean_interval(gains)
-    if not any(run.diverged for run in (*ours, *theirs)):
-        interval = widen(interval, _test_set_half_width(check, [ours, theirs]))
-    text = f"{check['norm']} better than {_baseline(check)} by {interval}"
-    if interval.low > 0:
-        return Finding(REPRODUCED, text, "the paired difference excludes zero", interval)
-    if interval.high < 0:
-        return Finding(NOT_REPRODUCED, text, f"{_baseline(check)} is better", interval)
-    return Finding(INCONCLUSIVE, text, "the paired difference does not exclude zero", interval)
-
-
-def faster(check: dict[str, Any], sides: list[Seeds]) -> Finding:
-    """The steps needed, as a share of the baseline's, lie below `at_most` (1 unless the claim names a share).
-
-    The target is a fixed `target`, or the best that the baseline reaches. That best is averaged over the *other* seeds:
-    a run cannot fail to reach its own best, so judging a seed by its own would bias the ratio where there is no
-    difference. A run that never reaches the target counts as later than its last step.
+    Raises:
+        Mistake: an unknown key, a missing one, or a value of another type.
     """
-    ours, theirs = _paired(sides)
-    if len(ours) < 2:
-        return _too_few(len(ours))
-    lower, at_most = _lower(check), check.get("at_most", 1.0)
-    bests = [run.value(check["metric"], "best", lower) for run in theirs]
-    mine, others, variances, never = [], [], [], [0, 0]
-    for index in range(len(ours)):
-        rest = [best for i, best in enumerate(bests) if i != index and math.isfinite(best)]
-        if "target" not in check and not rest:
-            return Finding(INCONCLUSIVE, "", "the baseline's other runs diverged, so there is no target to reach")
-        target = check["target"] if "target" in check else sum(rest) / len(rest)
-        reached = []
-        for which, run in enumerate((ours[index], theirs[index])):
-            steps, values = run.curve(check["metric"])
-            every = steps[0] if steps else 1.0
-            step = first_reach(steps, values, target, lower)
-            never[which] += step is None
-            reached.append(step if step is not None else (steps[-1] if steps else 0.0) + every)
-            # A step read off a grid of evaluations is uncertain by the grid, on the log scale by its relative width.
-            variances.append((every / reached[-1]) ** 2 / 12)
-        mine.append(reached[0])
-        others.append(reached[1])
-    floor = math.sqrt(sum(variances) / len(ours))
-    interval = ratio_interval(mine, others, floor)
-    text = f"{check['norm']} takes {interval} of {_baseline(check)}'s steps"
-    note = f" ({never[0]} and {never[1]} of {len(ours)} runs never reach the target)" if any(never) else ""
-    if interval.high < at_most:
-        return Finding(REPRODUCED, text, f"the ratio of steps lies below {at_most:g}{note}", interval)
-    if interval.low > at_most:
-        return Finding(NOT_REPRODUCED, text, f"the ratio of steps lies above {at_most:g}{note}", interval)
-    return Finding(INCONCLUSIVE, text, f"the ratio of steps straddles {at_most:g}{note}", interval)
+    if not isinstance(raw, dict):
+        raise Mistake(f"{where}: must be a mapping of keys to values")
+    hints = get_type_hints(kind)
+    values = {}
+    for key, value in raw.items():
+        _known(where, "key", key, hints)
+        if not _fits(value, hints[key]):
+            raise Mistake(f"{where}: {key} cannot be {value!r}; it must be {_words(hints[key])}")
+        values[key] = tuple(value) if get_origin(hints[key]) is tuple else value
+    for entry in fields(kind):
+        if entry.name not in values and entry.default is MISSING and entry.default_factory is MISSING:
+            raise Mistake(f"{where}: {entry.name} is missing")
+    return kind(**values)
 
 
-def curve(check: dict[str, Any], sides: list[Seeds]) -> Finding:
-    """The mean absolute distance from the published `points` {x: value} is at most `tolerance`."""
-    x = check.get("x", "step")
-    distances = []
-    for run in sides[0].values():
-        positions, values = run.curve(check["metric"], x)
-        if run.diverged or not positions or positions[-1] < max(check["points"]):
-            return Finding(NOT_REPRODUCED, "", f"a run ends before the published curve does, at {x} {positions[-1:]}")
-        gaps = []
-        for position, published in check["points"].items():
-            nearest = min(range(len(positions)), key=lambda i: abs(positions[i] - position))
-            gaps.append(abs(values[nearest] - published))
-        distances.append(sum(gaps) / len(gaps))
-    if len(distances) < 2:
-        return _too_few(len(distances))
-    interval, tolerance = mean_interval(distances), check["tolerance"]
-    text = f"mean distance {interval}"
-    if interval.high <= tolerance:
-        return Finding(REPRODUCED, text, f"the curve stays within {tolerance:g} of the published points", interval)
-    if interval.low > tolerance:
-        return Finding(
-            NOT_REPRODUCED, text, f"the curve is farther than {tolerance:g} from the published points", interval
-        )
-    return Finding(INCONCLUSIVE, text, f"the distance straddles {tolerance:g}", interval)
+def _fits(value: Any, hint: Any) -> bool:
+    if hint is Any:
+        return True
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, part) for part in parts)
+    if origin in (tuple, list):
+        return isinstance(value, list | tuple) and all(_fits(item, parts[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(k, parts[0]) and _fits(v, parts[1]) for k, v in value.items())
+    if hint in (int, float):
+        return isinstance(value, (int, float) if hint is float else int) and not isinstance(value, bool)
+    return isinstance(value, hint)
 
 
-def above(check: dict[str, Any], sides: list[Seeds]) -> Finding:
-    """The share of the checkpoints at which a run does better than the baseline's of its seed is `at_least` so large.
-
-    A checkpoint that one of the two did not live to see counts for the other.
-    """
-    ours, theirs = _paired(sides)
-    if len(ours) < 2:
-        return _too_few(len(ours))
-    sign, at_least = (1.0 if _lower(check) else -1.0), check["at_least"]
-    shares = []
-    for mine, other in zip(ours, theirs, strict=True):
-        a, b = (dict(zip(*run.curve(check["metric"]), strict=True)) for run in (mine, other))
-        checkpoints = a.keys() | b.keys()
-        wins = sum(x not in b or (x in a and sign * (b[x] - a[x]) > 0) for x in checkpoints)
-        shares.append(wins / len(checkpoints) if checkpoints else 0.0)
-    interval = mean_interval(shares)
-    text = f"{check['norm']} above {_baseline(check)} at {interval} of the checkpoints"
-    if interval.low >= at_least:
-        return Finding(REPRODUCED, text, f"the share of checkpoints lies above {at_least:g}", interval)
-    if interval.high < at_least:
-        return Finding(NOT_REPRODUCED, text, f"the share of checkpoints lies below {at_least:g}", interval)
-    return Finding(INCONCLUSIVE, text, f"the share of checkpoints straddles {at_least:g}", interval)
-
-
-KINDS: dict[str, Callable[[dict[str, Any], list[Seeds]], Finding]] = {
-    "value": value,
-    "better": better,
-    "faster": faster,
-    "curve": curve,
-    "above": above,
-}
-
-
-def write_verdicts(verdicts: list[Verdict], folder: Path) -> Path:
-    """verdicts.json, from which tables and pages are made."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "verdicts.json"
-    path.write_text(json.dumps(_finite([asdict(v) for v in verdicts]), indent=2) + "\n")
-    return path
-
-
-def _finite(value: Any) -> Any:
-    """Infinities as null: JSON has none."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _words(hint: Any) -> str:
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_words(part) for part in get_args(hint))
+    named = {float: "a number", int: "a whole number", str: "text", bool: "true or false", type(None): "null"}
+    return named.get(hint, "a list" if origin in (tuple, list) else "a mapping")

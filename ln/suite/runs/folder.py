@@ -14,7 +14,7 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -27,10 +27,10 @@ from ln.suite.config import Recipe, differing, identity, identity_hash
 from ln.suite.errors import Mistake
 from ln.suite.files import cannot_write, replacing, write_text
 from ln.suite.runs.checkpoint import load_whole
+from ln.suite.runs.read import COMPLETE, DIVERGED, PARTIAL
 from ln.suite.until import Until
 
-COMPLETE, DIVERGED, RUNNING, INTERRUPTED, FAILED = "complete", "diverged", "running", "interrupted", "failed"
-PARTIAL = "partial"  # carried out up to `until`; goes on from its checkpoint
+RUNNING, INTERRUPTED, FAILED = "running", "interrupted", "failed"
 DONE = (COMPLETE, DIVERGED)  # a diverged run is a result, not something to try again
 PASSING = ("error", "step", "epoch", "stop_step")  # of run.json: how far a try was to go, and how it ended
 CHECKPOINTS = ("checkpoint.pt", "checkpoint.previous.pt")  # the newest first
@@ -44,39 +44,6 @@ class Busy(Mistake):
 
 def run_folder(results: str | Path, profile: str, experiment: str, norm: str, seed: int) -> Path:
     return Path(results) / profile / experiment / norm / str(seed)
-
-
-def finished_run(folder: Path, command: str) -> tuple[dict[str, Any], Path]:
-    """The run.json of a complete run and the file of its chosen weights; `command` makes such a run.
-
-    Raises:
-        Mistake: no run, not a complete one, or its weights are not there.
-    """
-    try:
-        info = json.loads((folder / "run.json").read_text())
-    except FileNotFoundError:
-        raise Mistake(f"{folder} holds no run; `{command}` makes one") from None
-    if info["status"] != COMPLETE:
-        raise Mistake(f"{folder}: the run is {info['status']}, not complete; carry it out to its end first")
-    path = folder / "best.pt"
-    if not path.exists():
-        raise Mistake(
-            f"{path} is not there (weights are not kept with published results); delete the folder, run again"
-        )
-    return info, path
-
-
-def read_metrics(path: Path, warn: Callable[[str], None] = print) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, up to a last line that was cut short (said once)."""
-    records = []
-    lines = path.read_text().splitlines() if path.exists() else []
-    for number, line in enumerate(lines, 1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            warn(f"{path}: line {number} of {len(lines)} is cut short; read up to it")
-            break
-    return records
 
 
 @dataclass

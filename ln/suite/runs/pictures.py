@@ -12,7 +12,8 @@ from pathlib import Path
 
 from ln.suite.errors import one_sentence
 from ln.suite.runs.checkpoint import load_whole
-from ln.suite.runs.folder import COMPLETE, Run
+from ln.suite.runs.folder import Run
+from ln.suite.runs.read import COMPLETE
 from ln.suite.task import Task, evaluation, stream_seed
 
 

@@ -16,7 +16,8 @@ from typing import Any
 
 from ln.suite.errors import Mistake
 from ln.suite.runs import mirror
-from ln.suite.runs.folder import DONE, PARTIAL, Run
+from ln.suite.runs.folder import DONE, Run
+from ln.suite.runs.read import PARTIAL
 
 LEAVE_SHARE = 0.01  # of the time that training took: how long the command waits for W&B at its end
 

@@ -31,19 +31,9 @@ from ln.suite.overrides import check_choices, for_hydra, not_composed
 from ln.suite.runs import tracking
 from ln.suite.runs.backends import ask_for, backends_of
 from ln.suite.runs.checkpoint import load_optimizer
-from ln.suite.runs.folder import (
-    COMPLETE,
-    DIVERGED,
-    FAILED,
-    INTERRUPTED,
-    PARTIAL,
-    RUNNING,
-    Run,
-    going_back,
-    peak_memory_bytes,
-    provenance,
-)
+from ln.suite.runs.folder import FAILED, INTERRUPTED, RUNNING, Run, going_back, peak_memory_bytes, provenance
 from ln.suite.runs.pictures import draw, draw_again
+from ln.suite.runs.read import COMPLETE, DIVERGED, PARTIAL
 from ln.suite.runs.step import Means, Step, optimizer_of
 from ln.suite.task import Task, evaluation, stream_seed
 from ln.suite.until import Until

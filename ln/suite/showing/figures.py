@@ -15,7 +15,8 @@ from matplotlib.ticker import FuncFormatter
 
 from ln.norms import NORMS
 from ln.suite.files import replacing
-from ln.suite.judging.claims import Runs
+from ln.suite.judging.claims import ClaimsFile, Panel, Reference
+from ln.suite.runs.read import Runs
 
 PUBLISHED: dict[str, Any] = {"linestyle": (0, (1, 1.5)), "linewidth": 1.6, "alpha": 0.9}
 REFERENCE: dict[str, Any] = {"color": "black", "linestyle": "--", "linewidth": 1.0}
@@ -88,16 +89,16 @@ def draw_band(axes: Axes, runs: Runs, metric: str, deviation: str, x: str) -> No
             axes.fill_between(where, mean - half, mean + half, color=NORMS[norm].colour, alpha=0.12, linewidth=0)
 
 
-def draw_reference(axes: Axes, reference: dict[str, Any], runs: Runs, x: str) -> None:
+def draw_reference(axes: Axes, reference: Reference, runs: Runs, x: str) -> None:
     """What a simpler method reaches: a `value`, or a `metric` that every run has of it, its mean over all of them; on
     runs of one status of data only where `data` names it."""
     measured = [run for by_seed in runs.values() for run in by_seed.values()]
-    if "data" in reference and {run.info["data"]["status"] for run in measured} != {reference["data"]}:
+    if reference.data and {run.data for run in measured} != {reference.data}:
         return
-    if "value" in reference:
-        axes.axhline(reference["value"], label=reference["label"], **REFERENCE)
-    elif curves := [curve for run in measured if (curve := run.curve(reference["metric"], x))[0]]:
-        axes.plot(*mean_curve(curves), label=reference["label"], **REFERENCE)
+    if reference.value is not None:
+        axes.axhline(reference.value, label=reference.label, **REFERENCE)
+    elif curves := [curve for run in measured if (curve := run.curve(reference.metric, x))[0]]:
+        axes.plot(*mean_curve(curves), label=reference.label, **REFERENCE)
 
 
 def two_or_five(value: float, position: int) -> str:
@@ -105,17 +106,17 @@ def two_or_five(value: float, position: int) -> str:
     return f"{value:g}" if f"{value:e}"[0] in "25" else ""
 
 
-def draw_panel(axes: Axes, panel: dict[str, Any], runs: Runs) -> None:
+def draw_panel(axes: Axes, panel: Panel, runs: Runs) -> None:
     """One panel as the claims file describes it: published values as dotted lines or points, references dashed."""
-    x = panel.get("x", "step")
-    shown = panel.get("norms", NORMS)
+    x = panel.x
+    shown = panel.norms or NORMS
     runs = {norm: by_seed for norm, by_seed in runs.items() if norm in shown}
-    draw_curves(axes, runs, panel["metric"], x)
-    if "band" in panel:
-        draw_band(axes, runs, panel["metric"], panel["band"], x)
-    if "reference" in panel:
-        draw_reference(axes, panel["reference"], runs, x)
-    for published in panel.get("published", []):
+    draw_curves(axes, runs, panel.metric, x)
+    if panel.band:
+        draw_band(axes, runs, panel.metric, panel.band, x)
+    if panel.reference:
+        draw_reference(axes, panel.reference, runs, x)
+    for published in panel.published:
         norm = NORMS[published["norm"]]
         colour, name = norm.colour, f"published, {norm.label}"
         if "points" in published:
@@ -123,27 +124,25 @@ def draw_panel(axes: Axes, panel: dict[str, Any], runs: Runs) -> None:
             axes.plot(positions, list(published["points"].values()), color=colour, marker="x", label=name, **PUBLISHED)
         else:
             axes.axhline(published["value"], color=colour, label=f"{name}: {published['value']}", **PUBLISHED)
-    if panel.get("log"):
+    if panel.log:
         axes.set_yscale("log")
-    if panel.get("log_x"):
+    if panel.log_x:
         axes.set_xscale("log")
         axes.xaxis.set_minor_formatter(FuncFormatter(two_or_five))
-    if "ylim" in panel:
-        axes.set_ylim(*panel["ylim"])
-    axes.set_title(panel.get("title", ""))
-    axes.set_ylabel(panel.get("ylabel", panel["metric"]))
-    axes.set_xlabel(panel.get("xlabel", X_LABELS[x]))
+    if panel.ylim:
+        axes.set_ylim(*panel.ylim)
+    axes.set_title(panel.title)
+    axes.set_ylabel(panel.label)
+    axes.set_xlabel(panel.xlabel or X_LABELS[x])
 
 
-def claim_figure(document: dict[str, Any], runs: dict[str, Runs], path: Path, note: str) -> Path:
+def claim_figure(document: ClaimsFile, runs: dict[str, Runs], path: Path, note: str) -> Path:
     """The figure that a claims file describes; `note` says with which profile and data it was measured."""
-    spec = document["figure"]
-    panels = spec["panels"]
-    columns = spec.get("columns", min(len(panels), 4))
+    panels = document.figure.panels
+    columns = document.figure.columns or min(len(panels), 4)
     figure, axes = new_figure(columns, -(-len(panels) // columns))
-    default = document["runs"]["experiments"][0]
     for axis, panel in zip(axes.flat, panels, strict=False):
-        draw_panel(axis, panel, runs[panel.get("experiment", default)])
+        draw_panel(axis, panel, runs[panel.experiment])
     for axis in list(axes.flat)[len(panels) :]:
         axis.remove()
     handles = {
@@ -151,5 +150,5 @@ def claim_figure(document: dict[str, Any], runs: dict[str, Runs], path: Path, no
     }
     fitting = max(1, int(figure.get_size_inches()[0] / LEGEND_ENTRY_INCHES))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), fitting) or 1)
-    figure.suptitle(f"{document['title']} ({document['figure_of_paper']}): {note}", fontsize=10)
+    figure.suptitle(f"{document.title} ({document.figure_of_paper}): {note}", fontsize=10)
     return save(figure, path)

@@ -7,6 +7,7 @@ norm (runs/mirror.py), so a panel's lines are norms, averaged over seeds, with a
 import contextlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +18,24 @@ import wandb_workspaces.workspaces as ws
 from ln.norms import NORMS
 from ln.suite.config import names
 from ln.suite.files import write_text
-from ln.suite.judging.claims import load_claims
+from ln.suite.judging.claims import ClaimsFile, Panel, load_claims
+from ln.suite.judging.verdicts import WORDS, read_verdicts
 from ln.suite.runs.mirror import PROJECT
 from ln.suite.showing.figures import X_LABELS
-from ln.suite.showing.report import WORDS, read_verdicts
-
-Panel = dict[str, Any]
 
 
 def line_plot(panel: Panel, x: str) -> wr.LinePlot:
     """A panel of a claims file's figure, against step, epoch or seconds."""
-    low, high = panel.get("ylim", (None, None))
+    low, high = panel.ylim or (None, None)
     return wr.LinePlot(
-        title=panel.get("title", panel["metric"]),
+        title=panel.title or panel.metric,
         x=x,
-        y=[panel["metric"]],
+        y=[panel.metric],
         range_y=(low, high),
-        log_x=panel.get("log_x") or None,
-        log_y=panel.get("log") or None,
+        log_x=panel.log_x or None,
+        log_y=panel.log or None,
         title_x=X_LABELS[x],
-        title_y=panel.get("ylabel", panel["metric"]),
+        title_y=panel.label,
         groupby="JobType",
         groupby_aggfunc="mean",
         groupby_rangefunc="stddev",
@@ -47,8 +46,8 @@ def line_plot(panel: Panel, x: str) -> wr.LinePlot:
 def plots(panels: list[Panel], x: str | None = None) -> list[Any]:
     """The panels against their own x, or each metric once against another."""
     if x is None:
-        return [line_plot(panel, panel.get("x", "step")) for panel in panels]
-    once = {panel["metric"]: {**panel, "title": panel["metric"], "log_x": False} for panel in panels}
+        return [line_plot(panel, panel.x) for panel in panels]
+    once = {panel.metric: replace(panel, title=panel.metric, log_x=False) for panel in panels}
     return [line_plot(panel, x) for panel in once.values()]
 
 
@@ -58,14 +57,12 @@ def pictures(results: str | Path, profile: str, experiment: str) -> list[str]:
     return sorted({f"pictures/{path.stem}" for path in found})
 
 
-def published(document: dict[str, Any], experiment: str) -> str:
+def published(document: ClaimsFile, experiment: str) -> str:
     """The published numbers of an experiment as a Markdown table."""
-    default = document["runs"]["experiments"][0]
     lines = ["| Claim | Source | Published |", "|---|---|---|"]
-    for claim in document["claims"]:
-        if claim.get("experiment", default) == experiment:
-            number = claim.get("published_text", claim.get("published", "in words"))
-            lines.append(f"| {claim['sentence']} | {claim['source']} | {number} |")
+    for claim in document.claims:
+        if claim.experiment in (experiment, ""):
+            lines.append(f"| {claim.sentence} | {claim.source} | {claim.published} |")
     return "\n".join(lines)
 
 
@@ -87,7 +84,7 @@ def workspace(group: str, experiment: str, profile: str, results: str | Path, en
     document = load_claims(group)
     panels = panels_of(document, experiment)
     sections = [
-        ws.Section(name=document["figure_of_paper"], panels=plots(panels), is_open=True, pinned=True),
+        ws.Section(name=document.figure_of_paper, panels=plots(panels), is_open=True, pinned=True),
         ws.Section(name="Against iteration", panels=plots(panels, "step")),
         ws.Section(name="Against seconds", panels=plots(panels, "seconds")),
         ws.Section(
@@ -124,11 +121,11 @@ def report(group: str, profile: str, results: str | Path, entity: str, *, saved:
     document = load_claims(group)
     command = f"`make reproduce-{group.replace('_', '-')} PROFILE={profile}`"
     blocks: list[Any] = [
-        wr.MarkdownBlock(f"{document['figure_of_paper']}, at profile {profile}: {command}"),
+        wr.MarkdownBlock(f"{document.figure_of_paper}, at profile {profile}: {command}"),
         wr.H2("Verdicts"),
         wr.MarkdownBlock(verdict_table(group, profile, results)),
     ]
-    for experiment in document["runs"]["experiments"]:
+    for experiment in document.runs.experiments:
         runs = wr.Runset(
             entity=entity if saved else "",
             project=PROJECT if saved else "",
@@ -148,22 +145,21 @@ def report(group: str, profile: str, results: str | Path, entity: str, *, saved:
             wr.MarkdownBlock(published(document, experiment)),
             wr.PanelGrid(runsets=[runs], panels=[*panels, *media], custom_run_colors=colours),
         ]
-    blocks += [wr.H2("Deviations"), wr.MarkdownBlock("\n".join(f"- {line}" for line in document["deviations"]))]
-    return wr.Report(project=PROJECT, entity=entity, title=f"{document['title']} ({profile})", blocks=blocks)
+    blocks += [wr.H2("Deviations"), wr.MarkdownBlock("\n".join(f"- {line}" for line in document.deviations))]
+    return wr.Report(project=PROJECT, entity=entity, title=f"{document.title} ({profile})", blocks=blocks)
 
 
-def panels_of(document: dict[str, Any], experiment: str) -> list[Panel]:
+def panels_of(document: ClaimsFile, experiment: str) -> list[Panel]:
     """The figure's panels of an experiment; a variant that has none is looked at as the first experiment is."""
-    default = document["runs"]["experiments"][0]
-    panels = document["figure"]["panels"]
-    own = [panel for panel in panels if panel.get("experiment", default) == experiment]
-    return own or [panel for panel in panels if panel.get("experiment", default) == default]
+    panels = document.figure.panels
+    own = [panel for panel in panels if panel.experiment == experiment]
+    return own or [panel for panel in panels if panel.experiment == document.runs.experiments[0]]
 
 
 def write_json(group: str, profile: str, results: str | Path, folder: Path) -> list[Path]:
     """What would be sent to W&B, as JSON files; nothing is sent."""
     models = {f"{group}.report": report(group, profile, results, "entity", saved=False)._to_model()}
-    for experiment in load_claims(group)["runs"]["experiments"]:
+    for experiment in load_claims(group).runs.experiments:
         models[f"{experiment}.workspace"] = workspace(group, experiment, profile, results, "entity")._to_model()
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -179,7 +175,7 @@ def save(group: str, profile: str, results: str | Path, entity: str) -> list[str
     """Put a claims file's workspaces and report into W&B; returns their addresses."""
     with contextlib.redirect_stderr(io.StringIO()):  # the library prints each address as well
         saved = [report(group, profile, results, entity, saved=True).save().url]
-        for experiment in load_claims(group)["runs"]["experiments"]:
+        for experiment in load_claims(group).runs.experiments:
             saved.append(workspace(group, experiment, profile, results, entity).save().url)
     return saved
 

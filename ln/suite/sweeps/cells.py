@@ -122,4 +122,4 @@ def value_root(results: str | Path, definition: Definition, value: Any) -> Path:
 
 
 def _claims_of(experiment: str) -> str:
-    return next(group for group in names("claims") if experiment in load_claims(group)["runs"]["experiments"])
+    return next(group for group in names("claims") if experiment in load_claims(group).runs.experiments)

@@ -8,8 +8,8 @@ from matplotlib.ticker import FuncFormatter
 
 from ln.norms import NORMS, Normalization
 from ln.suite.config import names
-from ln.suite.judging.claims import Measured, load_runs
-from ln.suite.runs.folder import DONE, FAILED, PARTIAL
+from ln.suite.runs.folder import DONE, FAILED
+from ln.suite.runs.read import PARTIAL, Measured, load_runs
 from ln.suite.runs.tracking import mirror_verdicts
 from ln.suite.showing.figures import new_figure, save, two_or_five
 from ln.suite.showing.report import conclude, terminal_table

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TextIO
 
-from ln.suite.runs.folder import COMPLETE, DIVERGED, DONE, FAILED, INTERRUPTED, PARTIAL, RUNNING, read_metrics
+from ln.suite.runs.folder import DONE, FAILED, INTERRUPTED, RUNNING
+from ln.suite.runs.read import COMPLETE, DIVERGED, PARTIAL, read_metrics
 from ln.suite.sweeps.cells import SweepCell
 from ln.suite.sweeps.launch import BUSY, Notes
 from ln.suite.sweeps.wanted import duration

@@ -8,7 +8,8 @@ from pathlib import Path
 from ln.suite.config import PROFILES, names
 from ln.suite.errors import Mistake
 from ln.suite.judging.claims import load_claims
-from ln.suite.runs.folder import COMPLETE, DONE, PARTIAL, read_metrics, run_folder
+from ln.suite.runs.folder import DONE, run_folder
+from ln.suite.runs.read import COMPLETE, PARTIAL, read_metrics
 from ln.suite.until import Until
 
 
@@ -52,23 +53,22 @@ def wanted(group: str, profile: str, norms: str | None = None, seeds: str | None
     Raises:
         Mistake: an unknown name, an empty list, a seed that is not a whole number.
     """
-    runs = load_claims(group)["runs"]
-    runs = {**runs, **runs.get(profile, {})}  # a profile may run fewer experiments or norms
+    runs = load_claims(group).runs
     if profile not in PROFILES:
         raise Mistake(f"profile={profile} is not a profile; choose one of {', '.join(PROFILES)}")
-    chosen = norms.split(",") if norms is not None else runs["norms"]
+    here = runs.at(profile)
+    chosen = norms.split(",") if norms is not None else list(here.norms)
     for norm in chosen:
         if norm not in names("norm"):
             raise Mistake(f"norm={norm} is not a normalization; choose one of {', '.join(names('norm'))}")
     if seeds is None:
-        numbers = list(range(runs["seeds"][profile]))
+        numbers = list(range(runs.seeds[profile]))
     else:
         try:
             numbers = [int(seed) for seed in seeds.split(",")]
         except ValueError:
             raise Mistake(f"seeds={seeds} is not a comma list of whole numbers such as 0,1,2") from None
-    only = runs.get("only", {})  # variants that make sense under some norms
-    by_experiment = {e: [norm for norm in chosen if norm in only.get(e, chosen)] for e in runs["experiments"]}
+    by_experiment = {e: [norm for norm in chosen if norm in runs.only.get(e, chosen)] for e in here.experiments}
     return Wanted({e: norms for e, norms in by_experiment.items() if norms}, numbers)
 
 

@@ -19,24 +19,30 @@ from plotly.offline import get_plotlyjs
 from ln.norms import NORMS
 from ln.suite.config import PROFILES
 from ln.suite.errors import Mistake
-from ln.suite.judging.claims import NOT_RUN, judge_runs, load_claims
+from ln.suite.judging.claims import ClaimsFile, load_claims
 from ln.suite.judging.findings import findings
+from ln.suite.judging.verdicts import (
+    NOT_REPRODUCED,
+    NOT_RUN,
+    OPPOSITE_SEEN,
+    REPRODUCED,
+    SEEN,
+    UNDECIDED,
+    WORDS,
+    judge_runs,
+    read_verdicts,
+    strongest,
+)
 from ln.suite.showing.findings import INTRODUCTION
 from ln.suite.showing.findings import page as findings_page
 from ln.suite.showing.page import curves
 from ln.suite.showing.page.found import Found, commit, find_runs, made_with, measured
 from ln.suite.showing.page.pictures import Album, Picture
-from ln.suite.showing.report import groups, read_verdicts
+from ln.suite.showing.report import groups
 from ln.suite.sweeps.wanted import duration
 
 HERE = Path(__file__).parent
-WORDS = {
-    "reproduced": "reproduced",
-    "not_reproduced": "not reproduced",
-    "inconclusive": "inconclusive",
-    "not_run": "not run",
-}
-MARKS = {"reproduced": "✓", "not_reproduced": "✗", "inconclusive": "≈", "not_run": "–"}
+MARKS = {REPRODUCED: "✓", SEEN: "✓", NOT_REPRODUCED: "✗", OPPOSITE_SEEN: "✗", UNDECIDED: "≈", NOT_RUN: "–"}
 
 
 @dataclass
@@ -89,7 +95,7 @@ class Section:
     """One claims file: its claims, each with the verdict of the most faithful profile that judged it, and its runs."""
 
     group: str
-    document: dict[str, Any]
+    document: ClaimsFile
     rows: list[dict[str, Any]]
     blocks: list[Block]
 
@@ -99,7 +105,7 @@ class Section:
 
     @property
     def deviations(self) -> list[str]:
-        return [" ".join(str(text).split()) for text in self.document.get("deviations", [])]
+        return [" ".join(str(text).split()) for text in self.document.deviations]
 
 
 @dataclass(frozen=True)
@@ -165,8 +171,7 @@ def write_page(results: str | Path) -> Built:
 
 def _section(group: str, results: Path, notes: list[str]) -> Section:
     document = load_claims(group)
-    experiments = document["runs"]["experiments"]
-    checks = [{**claim, **check} for claim in document["claims"] for check in claim.get("checks", [{}])]
+    experiments = document.runs.experiments
     blocks = []
     for profile in _profiles(results):
         runs = {name: find_runs(results, profile, name) for name in experiments}
@@ -181,7 +186,7 @@ def _section(group: str, results: Path, notes: list[str]) -> Section:
             if any(run.done for run in found) and _brief(read_verdicts(results / profile / group)) != _brief(verdicts):
                 command = f"make verdict-{group.replace('_', '-')} PROFILE={profile}"
                 notes.append(f"{profile}/{group}: the figure and verdicts.json are not of these runs; {command}")
-            metrics = list(dict.fromkeys(check["metric"] for check in checks))
+            metrics = list(dict.fromkeys(check.metric for check in document.checks))
             blocks.append(Block(group, profile, found, verdicts, metrics))
     return Section(group, document, _rows(group, document, blocks), blocks)
 
@@ -196,21 +201,21 @@ def _brief(verdicts: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
     return [(v["claim"], v["verdict"], v["measured"], v["reason"], list(v["seeds"])) for v in verdicts]
 
 
-def _rows(group: str, document: dict[str, Any], blocks: Sequence[Block]) -> list[dict[str, Any]]:
+def _rows(group: str, document: ClaimsFile, blocks: Sequence[Block]) -> list[dict[str, Any]]:
     """One row per claim: the verdict of the most faithful profile that judged it."""
     rows = []
-    for number, claim in enumerate(document["claims"]):
+    for number, claim in enumerate(document.claims):
         verdicts = [block.verdicts[number] for block in blocks]
-        judged = [verdict for verdict in verdicts if verdict["verdict"] != NOT_RUN]
         nothing = {"verdict": NOT_RUN, "measured": "", "reason": "no run yet", "profile": "", "data": "", "seeds": []}
-        chosen = [*judged, *verdicts, nothing][0]
+        nothing |= {"scale": ""}
+        chosen = strongest(verdicts) or nothing
         said = {
             "group": group,
-            "claim": claim["id"],
-            "sentence": claim["sentence"],
-            "source": claim["source"],
-            "published": str(claim.get("published_text", claim.get("published", "in words"))),
-            "extension": claim.get("source_kind") == "extension",
+            "claim": claim.id,
+            "sentence": claim.sentence,
+            "source": claim.source,
+            "published": claim.published,
+            "extension": claim.extension,
             "findings": [],
         }
         rows.append({**said, **{key: value for key, value in chosen.items() if key not in ("published", "claim")}})
@@ -223,11 +228,11 @@ def _add_pictures(sections: Sequence[Section], results: Path, album: Album) -> N
     for document, block in blocks:
         path = results / block.profile / block.group / "figure.png"
         if path.exists():
-            panels = "; ".join(panel.get("title") or panel["metric"] for panel in document["figure"]["panels"])
+            panels = "; ".join(panel.title or panel.metric for panel in document.figure.panels)
             alt = f"Curves of {block.group}, one colour per norm. Panels: {panels}. Their numbers follow as text."
-            block.figure = album.take(path, alt, f"{document['figure_of_paper']}, measured")
+            block.figure = album.take(path, alt, f"{document.figure_of_paper}, measured")
     for document, block in blocks:
-        block.pictures = album.of_folder(results / block.profile / block.group, document["title"])
+        block.pictures = album.of_folder(results / block.profile / block.group, document.title)
     for _, block in blocks:
         block.pictures += album.of_runs(block.found)
 

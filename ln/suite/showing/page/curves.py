@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ln.norms import NORMS
+from ln.suite.judging.claims import ClaimsFile
 from ln.suite.showing.figures import X_LABELS
 from ln.suite.showing.page.found import AXES, Found
 
@@ -90,11 +91,11 @@ def points_each(blocks: Sequence[Sequence[Found]]) -> int:
     return int(np.clip(VALUES // max(columns, 1), FEWEST_POINTS, MOST_POINTS))
 
 
-def payload(document: dict[str, Any], found: Sequence[Found], points: int) -> dict[str, Any]:
+def payload(document: ClaimsFile, found: Sequence[Found], points: int) -> dict[str, Any]:
     """What the page's script draws for one experiment group at one profile: its plots and its lines."""
     done = [run for run in found if run.done]
     lines = []
-    for experiment in document["runs"]["experiments"]:
+    for experiment in document.runs.experiments:
         for norm in norms(found):
             runs = [run for run in done if (run.experiment, run.norm) == (experiment, norm)]
             lines += [_line(run, points) for run in runs]
@@ -103,17 +104,17 @@ def payload(document: dict[str, Any], found: Sequence[Found], points: int) -> di
     return {"plots": _plots(document, done), "lines": lines}
 
 
-def _plots(document: dict[str, Any], done: Sequence[Found]) -> list[dict[str, Any]]:
+def _plots(document: ClaimsFile, done: Sequence[Found]) -> list[dict[str, Any]]:
     """The figure's panels first, then whatever else was measured."""
-    experiments = document["runs"]["experiments"]
+    experiments = document.runs.experiments
     plots: list[dict[str, Any]] = []
-    for panel in document["figure"]["panels"]:
-        experiment, x = panel.get("experiment", experiments[0]), panel.get("x", "step")
-        title = f"{panel.get('ylabel', panel['metric'])}, {panel['title']}" if panel.get("title") else panel["metric"]
-        plot = {"experiment": experiment, "metric": panel["metric"], "title": title, "figure": True, "x": x}
-        plot |= {"label": panel.get("ylabel", panel["metric"]), "log": bool(panel.get("log"))}
-        plot |= {"logX": bool(panel.get("log_x")), "published": [_published(p, x) for p in panel.get("published", [])]}
-        if (experiment, panel["metric"]) not in [(p["experiment"], p["metric"]) for p in plots]:
+    for panel in document.figure.panels:
+        experiment, x = panel.experiment, panel.x
+        title = f"{panel.label}, {panel.title}" if panel.title else panel.metric
+        plot = {"experiment": experiment, "metric": panel.metric, "title": title, "figure": True, "x": x}
+        plot |= {"label": panel.label, "log": panel.log, "logX": panel.log_x}
+        plot |= {"published": [_published(p, x) for p in panel.published]}
+        if (experiment, panel.metric) not in [(p["experiment"], p["metric"]) for p in plots]:
             plots.append(plot)  # the page switches the axis, so a panel that differs in it alone is no other plot
     drawn = {(plot["experiment"], plot["metric"]) for plot in plots}
     for experiment in experiments:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ln.norms import NORMS
-from ln.suite.judging.claims import Measured, Runs
-from ln.suite.runs.folder import DIVERGED, DONE, read_metrics
+from ln.suite.runs.read import COUNTED, DIVERGED, Measured, Runs, read_metrics
 
 UNREADABLE = "unreadable"
 FILES = ("config.yaml", "run.json", "metrics.jsonl")
@@ -35,7 +34,7 @@ class Found:
 
     @property
     def done(self) -> bool:
-        return self.status in DONE
+        return self.status in COUNTED
 
     @property
     def diverged(self) -> bool:

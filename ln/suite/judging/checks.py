@@ -1,0 +1,330 @@
+"""The kinds of check: each a pure function from runs to a finding, all with the same three-way ending."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from ln.suite.judging.claims import ABOVE, BETTER, CURVE, FASTER, VALUE, Check
+from ln.suite.judging.published import Curve, Key, published_curves
+from ln.suite.judging.stats import (
+    Interval,
+    effective_examples,
+    first_reach,
+    mean_interval,
+    paired_half_width,
+    prediction_interval,
+    ratio_interval,
+    widened,
+)
+from ln.suite.runs.read import Measured, Seeds
+
+IMPROVEMENT = 0.9  # of what the baseline gains from its first evaluation to its best is what counts as learned
+LEAST = 1e-12  # where a likelihood is 0 in float32, on a logarithmic axis
+ENOUGH_POINTS = 5  # of a published curve within the steps of a run
+
+
+class Outcome(StrEnum):
+    HOLDS = "holds"
+    FAILS = "fails"  # the opposite holds
+    SHORT = "short"  # less than was claimed, though not its opposite
+    OPEN = "open"
+    LACKING = "lacking"  # there is nothing to judge
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found."""
+
+    outcome: Outcome
+    measured: str  # as text, with its interval
+    reason: str  # one sentence
+    interval: Interval | None = None
+    effect: float | None = None  # its distance from no effect and the spread over seeds, on the scale where they add
+    spread: float | None = None
+    limit: float = 0.0  # half-width that no number of seeds takes away
+
+
+def three_way(interval: Interval, low: float, high: float, contrary: float | None = None) -> Outcome:
+    """The one ending of every check: an interval lies inside the claimed range, outside it, or across an end of it.
+
+    The range is open where it ends in no effect, so that an interval of width zero on that end is across it. With
+    `contrary`, an interval outside is the opposite of the claim only below it.
+    """
+    if low < interval.low and interval.high < high:
+        return Outcome.HOLDS
+    if interval.high <= low or high <= interval.low:
+        if interval.low == interval.high in (low, high):
+            return Outcome.OPEN
+        return Outcome.FAILS if contrary is None or interval.high < contrary else Outcome.SHORT
+    return Outcome.OPEN
+
+
+def beyond(end: float, up: bool) -> float:
+    """The next number, for a range that includes its end."""
+    return math.nextafter(end, math.inf if up else -math.inf)
+
+
+def paired(sides: Sequence[Seeds]) -> list[list[Measured]]:
+    """Each side's runs of the seeds that all sides have."""
+    seeds = sorted(set.intersection(*(set(side) for side in sides)))
+    return [[side[seed] for seed in seeds] for side in sides]
+
+
+def too_few(count: int) -> Finding:
+    return Finding(
+        Outcome.OPEN, "", f"{count} seed{'s' * (count != 1)} give{'s' * (count == 1)} no interval; run at least 3"
+    )
+
+
+def all_diverged() -> Finding:
+    return Finding(Outcome.OPEN, "diverged", "every run of both diverged")
+
+
+def deviation(values: Sequence[float]) -> float:
+    mean = sum(values) / len(values)
+    return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+
+def value(check: Check, sides: Sequence[Seeds]) -> Finding:
+    """A published number is where a further run of ours could lie, give or take `tolerance`; or the mean over seeds
+    lies `within` [low, high].
+
+    The published number is one run, so it is compared with a prediction interval; it was measured on the same test set,
+    so that the test set adds nothing.
+    """
+    runs = list(sides[0].values())
+    values = [run.value(check.metric, check.at, check.lower) for run in runs]
+    lost = sum(not math.isfinite(value) for value in values)
+    if lost:
+        return Finding(Outcome.FAILS, "diverged", f"{lost} of {len(values)} seeds diverged")
+    if len(values) < 2:
+        return too_few(len(values))
+    mean = mean_interval(values)
+    if check.published is not None and check.tolerance is not None:
+        low, high = check.published - check.tolerance, check.published + check.tolerance
+        interval, what = prediction_interval(values), "the interval of one further run"
+        text = f"{mean}; one run {interval.low:.4g} to {interval.high:.4g}"
+    else:
+        low, high = (-math.inf if check.within[0] is None else check.within[0],
+                     math.inf if check.within[1] is None else check.within[1])  # fmt: skip
+        interval, what, text = mean, "the interval", str(mean)
+    outcome = three_way(interval, beyond(low, up=False), beyond(high, up=True))
+    where = {Outcome.HOLDS: "lies within", Outcome.OPEN: "straddles an end of"}.get(outcome, "lies outside")
+    return Finding(outcome, text, f"{what} {where} [{low:.4g}, {high:.4g}]", interval)
+
+
+def better(check: Check, sides: Sequence[Seeds]) -> Finding:
+    """The improvement over the baseline, paired by seed, excludes zero."""
+    ours = paired(sides)[0]
+    if len(ours) < 2:
+        return too_few(len(ours))
+    sign = 1.0 if check.lower else -1.0
+    mine, others, *less = [[run.value(check.metric, check.at, check.lower) for run in side] for side in paired(sides)]
+    if less:
+        mine, others = ([a - b for a, b in zip(*both, strict=True)] for both in zip((mine, others), less, strict=True))
+    gains = [sign * (b - a) if math.isfinite(a) or math.isfinite(b) else 0.0 for a, b in zip(mine, others, strict=True)]
+    finite = [gain for gain in gains if math.isfinite(gain)]
+    if not any(math.isfinite(value) for value in (*mine, *others)):
+        return all_diverged()
+    if any(gain == -math.inf for gain in gains):
+        lost = sum(not math.isfinite(value) for value in mine)
+        outcome = Outcome.OPEN if any(gain > 0 for gain in gains) else Outcome.FAILS
+        return Finding(outcome, "diverged", f"{lost} of {len(ours)} seeds of norm {check.norm} diverged")
+    if not finite:
+        outcome = Outcome.HOLDS if len(gains) >= 3 else Outcome.OPEN
+        return Finding(outcome, "baseline diverged", "every baseline run diverged")
+    # A baseline that diverged lost by more than can be measured; it is counted as the largest gain that was.
+    gains = [max(finite) if gain == math.inf else gain for gain in gains]
+    interval, limit = mean_interval(gains), 0.0
+    if check.proportion and not less and all(map(math.isfinite, (*mine, *others))):
+        shares = [sum(values) / len(values) / check.scale for values in (mine, others)]
+        asked = effective_examples(ours[0].info["examples"][check.metric.split("_")[0]], check.queries)
+        limit = check.scale * paired_half_width(shares[0], shares[1], asked)
+        interval = widened(interval, limit)
+    text = f"{check.norm} better than {check.baseline_name} by {interval}"
+    outcome = three_way(interval, 0.0, math.inf)
+    reasons = {
+        Outcome.HOLDS: "the paired difference excludes zero",
+        Outcome.FAILS: f"{check.baseline_name} is better",
+        Outcome.OPEN: "the paired difference does not exclude zero",
+    }
+    return Finding(outcome, text, reasons[outcome], interval, interval.estimate, deviation(gains), limit)
+
+
+def target_for(check: Check, others: Sequence[Measured]) -> float | None:
+    """What has to be reached: the claim's fixed `target`, else nine tenths of the way from the first evaluation of the
+    `others` to their best. Their noisy best itself would be reached late, and by luck.
+
+    None where there is nothing to go by, since all of them diverged before they were evaluated.
+    """
+    if check.target is not None:
+        return check.target
+    curves = [[y for y in run.curve(check.metric)[1] if math.isfinite(y)] for run in others]
+    ends = [(curve[0], min(curve) if check.lower else max(curve)) for curve in curves if curve]
+    if not ends:
+        return None
+    first, best = (sum(values) / len(ends) for values in zip(*ends, strict=True))
+    return first + IMPROVEMENT * (best - first)
+
+
+def faster(check: Check, sides: Sequence[Seeds]) -> Finding:
+    """The steps needed are fewer than the baseline's: their ratio lies below 1.
+
+    The target is averaged over the *other* seeds of the baseline: a run cannot fail to reach its own best, so judging a
+    seed by its own would bias the ratio where there is no difference. A run that never reaches the target, and one that
+    diverges before it does, counts as later than the last step of the longest run.
+    """
+    ours, theirs = paired(sides)
+    if len(ours) < 2:
+        return too_few(len(ours))
+    if all(run.diverged for run in (*ours, *theirs)):
+        return all_diverged()
+    pairs = list(zip(ours, theirs, strict=True))
+    grids = [run.curve(check.metric)[0] for pair in pairs for run in pair]
+    end, every = max(grid[-1] for grid in grids if grid), max(grid[0] for grid in grids if grid)
+    reached: tuple[list[float], list[float]] = ([], [])
+    variances, never = [], [0, 0]
+    for index, pair in enumerate(pairs):
+        target = target_for(check, [run for i, run in enumerate(theirs) if i != index])
+        if target is None:
+            return Finding(Outcome.OPEN, "", "the baseline's other runs diverged, so there is no target to reach")
+        for which, run in enumerate(pair):
+            steps, values = run.curve(check.metric)
+            step = first_reach(steps, values, target, check.lower)
+            never[which] += step is None
+            reached[which].append(step if step is not None else end + every)
+            # A step read off a grid of evaluations is uncertain by the grid, on the log scale by its relative width.
+            variances.append((every / reached[which][-1]) ** 2 / 12)
+    floor = math.sqrt(sum(variances) / len(ours))
+    interval = ratio_interval(*reached, floor)
+    beside = f" (published: {check.share:.2g})" if check.share is not None else ""
+    text = f"{check.norm} takes {interval} of {check.baseline_name}'s steps{beside}"
+    note = f" ({never[0]} and {never[1]} of {len(ours)} runs never reach the target)" if any(never) else ""
+    outcome = three_way(interval, 0.0, 1.0)
+    where = {Outcome.HOLDS: "lies below", Outcome.OPEN: "straddles"}.get(outcome, "lies above")
+    logs = [math.log(a / b) for a, b in zip(*reached, strict=True)]
+    spread = max(deviation(logs), floor)
+    return Finding(outcome, text, f"the ratio of steps {where} 1{note}", interval, -math.log(interval.estimate), spread)
+
+
+def drawn_curve(check: Check, norm: str | None = None, experiment: str | None = None) -> Curve | None:
+    """The published curve of a check's metric, of its own side or another; None where no figure draws it."""
+    return published_curves().get(
+        Key(experiment or check.curve_of or check.experiment, check.metric, norm or check.norm)
+    )
+
+
+def curve(check: Check, sides: Sequence[Seeds]) -> Finding:
+    """The published curve is one of ours: the mean absolute distance from it is at most `tolerance`, or, where the
+    published run is a single unstable one, it gets to `level` when a further run of ours could, to a `factor`.
+
+    Of a run that is the first part of the protocol, the same part of the published curve is compared.
+    """
+    runs, drawn = list(sides[0].values()), drawn_curve(check)
+    if drawn is None:
+        return Finding(Outcome.LACKING, "", "the paper draws no such curve")
+    if any(run.diverged for run in runs):
+        return Finding(Outcome.FAILS, "diverged", f"{sum(r.diverged for r in runs)} of {len(runs)} seeds diverged")
+    end = min(run.curve(check.metric, drawn.axis)[0][-1] for run in runs)
+    first_part = drawn.until(end)
+    if len(first_part.x) < ENOUGH_POINTS:
+        return Finding(Outcome.LACKING, "", f"the runs end at {drawn.axis} {end:g}, before the published curve begins")
+    if len(runs) < 2:
+        return too_few(len(runs))
+    return _reaches(check, runs, first_part) if check.level is not None else _distance(check, runs, first_part)
+
+
+def _distance(check: Check, runs: Sequence[Measured], drawn: Curve) -> Finding:
+    tolerance = check.tolerance if check.noises is None else check.noises * noise(_on_axis(check, drawn.y))
+    assert tolerance is not None
+    distances = []
+    for run in runs:
+        x, y = run.curve(check.metric, drawn.axis)
+        within = [(p, q) for p, q in zip(drawn.x, drawn.y, strict=True) if p >= x[0]]
+        pairs = [_on_axis(check, (_at(x, y, p), q)) for p, q in within]
+        distances.append(sum(abs(a - b) for a, b in pairs) / len(pairs))
+    interval = mean_interval(distances)
+    outcome = three_way(interval, -math.inf, beyond(tolerance, up=True))
+    unit = " decades" if check.log else ""
+    why = f", {check.noises:g} times its noise" if check.noises is not None else ""
+    reasons = {
+        Outcome.HOLDS: f"the curve stays within {tolerance:.3g}{unit} of the published one{why}",
+        Outcome.FAILS: f"the curve is farther than {tolerance:.3g}{unit} from the published one{why}",
+        Outcome.OPEN: f"the distance straddles {tolerance:.3g}{unit}{why}",
+    }
+    return Finding(outcome, f"mean distance {interval}{unit}", reasons[outcome], interval)
+
+
+def _on_axis(check: Check, values: Sequence[float]) -> list[float]:
+    return [math.log10(max(value, LEAST)) for value in values] if check.log else list(values)
+
+
+def noise(values: Sequence[float]) -> float:
+    """Standard deviation of a curve's single points about its course, from second differences, which a straight course
+    leaves at zero."""
+    seconds = [a - 2 * b + c for a, b, c in zip(values, values[1:], values[2:], strict=False)]
+    return math.sqrt(sum(second**2 for second in seconds) / len(seconds) / 6)
+
+
+def _at(x: Sequence[float], y: Sequence[float], position: float) -> float:
+    """A curve between its evaluations."""
+    after = next(i for i, other in enumerate(x) if other >= position)
+    if x[after] == position or after == 0:
+        return y[after]
+    share = (position - x[after - 1]) / (x[after] - x[after - 1])
+    return y[after - 1] + share * (y[after] - y[after - 1])
+
+
+def _reaches(check: Check, runs: Sequence[Measured], drawn: Curve) -> Finding:
+    assert check.level is not None
+    assert check.factor is not None
+    published = first_reach(drawn.x, drawn.y, check.level, check.lower)
+    if published is None:
+        return Finding(Outcome.LACKING, "", f"the published curve gets to {check.level:g} only after these runs' end")
+    reached, never = [], 0
+    for run in runs:
+        x, y = run.curve(check.metric, drawn.axis)
+        step = first_reach(x, y, check.level, check.lower)
+        never += step is None
+        reached.append(math.log((step if step is not None else x[-1] + x[0]) / published))
+    interval = prediction_interval(reached)
+    ratio = Interval(*(math.exp(v) for v in (interval.estimate, interval.low, interval.high)))
+    outcome = three_way(ratio, beyond(1 / check.factor, up=False), beyond(check.factor, up=True))
+    text = f"at {check.level:g} after {ratio} of the published {published:,.4g} {drawn.axis}s"
+    note = f"; {never} of {len(runs)} runs never are" if never else ""
+    where = {Outcome.HOLDS: "lies within", Outcome.OPEN: "straddles an end of"}.get(outcome, "lies outside")
+    return Finding(outcome, text, f"one further run's {where} a factor of {check.factor:g}{note}", ratio)
+
+
+def above(check: Check, sides: Sequence[Seeds]) -> Finding:
+    """The share of the checkpoints at which a run does better than the baseline's of its seed is `at_least` so large.
+
+    A checkpoint that one of the two did not live to see counts for the other.
+    """
+    ours, theirs = paired(sides)
+    if len(ours) < 2:
+        return too_few(len(ours))
+    assert check.at_least is not None
+    sign = 1.0 if check.lower else -1.0
+    shares = []
+    for mine, other in zip(ours, theirs, strict=True):
+        a, b = (dict(zip(*run.curve(check.metric), strict=True)) for run in (mine, other))
+        checkpoints = a.keys() | b.keys()
+        wins = sum(x not in b or (x in a and sign * (b[x] - a[x]) > 0) for x in checkpoints)
+        shares.append(wins / len(checkpoints) if checkpoints else 0.0)
+    interval = mean_interval(shares)
+    text = f"{check.norm} above {check.baseline_name} at {interval} of the checkpoints"
+    outcome = three_way(interval, beyond(check.at_least, up=False), math.inf, contrary=0.5)
+    where = {Outcome.HOLDS: "lies above", Outcome.OPEN: "straddles"}.get(outcome, "lies below")
+    reason = f"the share of checkpoints {where} {check.at_least:g}"
+    return Finding(outcome, text, reason, interval, interval.estimate - check.at_least, deviation(shares))
+
+
+KINDS: dict[str, Callable[[Check, Sequence[Seeds]], Finding]] = {
+    VALUE: value,
+    BETTER: better,
+    FASTER: faster,
+    CURVE: curve,
+    ABOVE: above,
+}

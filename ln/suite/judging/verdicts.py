@@ -1,0 +1,222 @@
+"""What measured runs say of every claim, in words that fit their scale. Trains nothing: judges runs that were read.
+
+`reproduced` and `not_reproduced` are said of the paper's protocol, whole or its first part, on original data, and of
+claims that need no scale. At reduced sizes or on other data an effect is `seen`, or its opposite is.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ln.suite.files import write_text
+from ln.suite.judging import checks
+from ln.suite.judging.checks import Finding, Outcome
+from ln.suite.judging.claims import CURVE, VALUE, Check, Claim, ClaimsFile
+from ln.suite.judging.doubts import doubt, remedy
+from ln.suite.runs.read import Measured, Runs, Seeds
+
+REPRODUCED, NOT_REPRODUCED, SEEN, OPPOSITE_SEEN = "reproduced", "not_reproduced", "seen", "opposite_seen"
+UNDECIDED, NOT_RUN = "undecided", "not_run"
+# A claim of several checks is as good as its worst.
+WORST_FIRST = (NOT_RUN, NOT_REPRODUCED, OPPOSITE_SEEN, UNDECIDED, SEEN, REPRODUCED)
+WORDS = {
+    REPRODUCED: "reproduced",
+    NOT_REPRODUCED: "not reproduced",
+    SEEN: "seen",
+    OPPOSITE_SEEN: "opposite seen",
+    UNDECIDED: "undecided",
+    NOT_RUN: "not run",
+}
+FAITHFUL_PROFILE, ORIGINAL = "full", "original"
+
+
+@dataclass
+class Verdict:
+    """A claim and what the runs say of it."""
+
+    claim: str
+    sentence: str
+    source: str
+    published: str
+    verdict: str
+    measured: str
+    reason: str
+    profile: str
+    data: str
+    seeds: list[int]
+    scale: str = ""  # how much of the protocol was run, in words
+    extension: bool = False
+    findings: list[dict[str, Any]] = field(default_factory=list)
+
+
+def judge_runs(document: ClaimsFile, runs: dict[str, Runs], profile: str) -> list[Verdict]:
+    """The verdict on every claim of a claims file from the runs of one profile, by experiment."""
+    return [_judge_claim(claim, document, runs, profile) for claim in document.claims]
+
+
+def _judge_claim(claim: Claim, document: ClaimsFile, runs: dict[str, Runs], profile: str) -> Verdict:
+    judged = [_judge_check(check, document, runs, profile) for check in claim.checks]
+    used = [
+        run
+        for check in claim.checks
+        for experiment, norm in check.sides
+        for run in runs.get(experiment, {}).get(norm, {}).values()
+    ]
+    verdict = Verdict(
+        claim=claim.id,
+        sentence=claim.sentence,
+        source=claim.source,
+        published=claim.published,
+        verdict=NOT_RUN,
+        measured="",
+        reason=f"it would take {claim.needs}" if claim.needs else "",
+        profile=profile,
+        data=", ".join(sorted({run.data for run in used})),
+        seeds=sorted({run.info["identity"]["seed"] for run in used}),
+        scale=scale_of(used, profile),
+        extension=claim.extension,
+    )
+    if not judged:
+        return verdict
+    words, found = [word for word, _ in judged], [finding for _, finding in judged]
+    worst = min(range(len(judged)), key=lambda i: WORST_FIRST.index(words[i]))
+    texts = [" ".join(filter(None, (c.quantity, f.measured))) for c, f in zip(claim.checks, found, strict=True)]
+    many = len(found) > 3
+    good = sum(word in (REPRODUCED, SEEN) for word in words)
+    summary = f"{good} of {len(found)} checks hold" if many else "; ".join(filter(None, texts))
+    all_hold = many and words[worst] in (REPRODUCED, SEEN)
+    return replace(
+        verdict,
+        verdict=words[worst],
+        measured="" if words[worst] == NOT_RUN else summary,
+        reason="every check's interval is inside" if all_hold else found[worst].reason,
+        findings=[
+            {
+                "verdict": word,
+                "measured": text,
+                "reason": finding.reason,
+                "interval": asdict(finding.interval) if finding.interval else None,
+            }
+            for word, finding, text in zip(words, found, texts, strict=True)
+        ],
+    )
+
+
+def _judge_check(check: Check, document: ClaimsFile, runs: dict[str, Runs], profile: str) -> tuple[str, Finding]:
+    sides = [runs.get(experiment, {}).get(norm, {}) for experiment, norm in check.sides]
+    refusal = _refusal(check, sides, profile)
+    if refusal:
+        return NOT_RUN, Finding(Outcome.LACKING, "", refusal)
+    sides, partial = _same_part(sides)
+    every = [run for side in sides for run in side.values()]
+    faithful = profile == FAITHFUL_PROFILE and all(run.data == ORIGINAL for run in every)
+    if not faithful or partial:
+        # A fixed target is read off the paper's own curve, which only runs of the whole protocol are runs of.
+        check = replace(check, target=None)
+    finding = checks.KINDS[check.kind](check, sides)
+    if finding.outcome == Outcome.LACKING:
+        return NOT_RUN, finding
+    why = doubt(check, document, sides, faithful and not partial)
+    if why:
+        finding = replace(finding, outcome=Outcome.OPEN, reason=why)
+    elif finding.outcome == Outcome.OPEN:
+        finding = replace(finding, reason="; ".join(filter(None, (finding.reason, remedy(finding)))))
+    return word_for(finding.outcome, faithful or check.scale_free), finding
+
+
+def word_for(outcome: Outcome, faithful: bool) -> str:
+    """An outcome in the words that its scale allows."""
+    if outcome == Outcome.OPEN:
+        return UNDECIDED
+    if outcome == Outcome.HOLDS:
+        return REPRODUCED if faithful else SEEN
+    if faithful:
+        return NOT_REPRODUCED
+    return OPPOSITE_SEEN if outcome == Outcome.FAILS else UNDECIDED
+
+
+def _refusal(check: Check, sides: Sequence[Seeds], profile: str) -> str:
+    """Why these runs cannot be asked; empty where they can."""
+    missing = [
+        norm if experiment == check.experiment else f"{norm} of {experiment}"
+        for (experiment, norm), side in zip(check.sides, sides, strict=True)
+        if not side
+    ]
+    if missing:
+        return f"no finished run of norm {' and '.join(missing)} at profile {profile}"
+    every = [run for side in sides for run in side.values()]
+    data = ", ".join(sorted({run.data for run in every}))
+    if check.kind in (VALUE, CURVE) and not check.scale_free and not (check.kind == VALUE and check.published is None):
+        if profile != FAITHFUL_PROFILE:
+            return f"a published number, judged at profile {FAITHFUL_PROFILE}; these runs are {profile}"
+        if data != ORIGINAL:
+            return f"a published number, judged on {ORIGINAL} data; these runs have {data}"
+    others = sorted({run.info["data"]["name"] for run in every if check.dataset not in run.info["data"]["name"]})
+    if check.dataset and others:
+        return f"it is judged on {check.dataset}; these runs have {', '.join(others)}"
+    at_the_end = check.at in ("final", "last") or (check.kind == VALUE and check.at == "best")
+    if at_the_end and any(run.partial for run in every):
+        return f"about the end of the protocol; these runs are {scale_of(every, profile)}"
+    if not all(run.has(check.metric, check.at) for run in every):
+        return f"these runs have no {check.metric}"
+    return ""
+
+
+def _same_part(sides: Sequence[Seeds]) -> tuple[list[Seeds], bool]:
+    """The runs, cut to the part that all of them have where some are the first part of the protocol only."""
+    partial = [run for side in sides for run in side.values() if run.partial]
+    if not partial:
+        return list(sides), False
+    end = min(run.records[-1]["step"] for run in partial if run.records)
+    return [{seed: run.until(end) for seed, run in side.items()} for side in sides], True
+
+
+def scale_of(runs: Sequence[Measured], profile: str) -> str:
+    """How much of the paper's protocol some runs are, in words."""
+    if not runs:
+        return ""
+    parts = [run for run in runs if run.partial and run.records]
+    if not parts:
+        return profile
+    shortest = min(parts, key=lambda run: run.records[-1]["step"])
+    train, last = shortest.info["identity"].get("train", {}), shortest.records[-1]
+    if train.get("epochs"):
+        return f"{profile}, first {last['epoch']:.3g} of {train['epochs']:g} epochs"
+    return f"{profile}, first {last['step']:,} of {train.get('steps') or 0:,} updates"
+
+
+def strongest(verdicts: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Of one claim's verdicts at several profiles, the most faithful first, the one to show: the first that has an
+    interval, else the first that judged anything, else the first of any runs. A single faithful run, which decides
+    nothing, does not hide what many smaller ones decide."""
+
+    def evidence(verdict: dict[str, Any]) -> tuple[bool, ...]:
+        measured = any(finding["interval"] for finding in verdict["findings"])
+        return measured, verdict["verdict"] != NOT_RUN, bool(verdict["data"])
+
+    return max(verdicts, key=evidence, default=None)
+
+
+def write_verdicts(verdicts: list[Verdict], folder: Path) -> Path:
+    """verdicts.json, from which tables and pages are made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "verdicts.json"
+    write_text(path, json.dumps(_finite([asdict(v) for v in verdicts]), indent=2) + "\n")
+    return path
+
+
+def read_verdicts(folder: Path) -> list[dict[str, Any]]:
+    path = folder / "verdicts.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def _finite(value: Any) -> Any:
+    """Infinities as null: JSON has none."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
