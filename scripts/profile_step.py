@@ -34,10 +34,9 @@ from ln.suite.config import CONFIGS, Recipe, imported, recipe_of
 from ln.suite.errors import Mistake, fail
 from ln.suite.files import write_text
 from ln.suite.overrides import check_choices, for_hydra, not_composed, quoted, words
-from ln.suite.runs.backends import ask_for, backends_of
+from ln.suite.runs.device import ask_for, backends_of, device_of
 from ln.suite.runs.folder import cpu_name
 from ln.suite.runs.step import Step, optimizer_of
-from ln.suite.runs.train import device_of
 from ln.suite.showing import figures
 from ln.suite.task import Task, stream_seed
 from scripts.bench_peers import Shape, ours, torch_nn

@@ -22,8 +22,9 @@ from ln import NormConfig
 from ln.norms import NORMS
 from ln.suite.config import CONFIGS, Recipe, recipe_of
 from ln.suite.errors import Mistake
+from ln.suite.runs.device import device_of
 from ln.suite.runs.read import read_metrics
-from ln.suite.runs.train import carry_out, device_of
+from ln.suite.runs.train import carry_out
 
 EPS32 = float(np.finfo(np.float32).eps)
 

@@ -27,8 +27,9 @@ from ln.norms import NORMS
 from ln.suite.config import Recipe
 from ln.suite.data.vocabulary import EOS, padded
 from ln.suite.errors import Mistake
+from ln.suite.runs.device import device_of
 from ln.suite.runs.read import read_metrics
-from ln.suite.runs.train import carry_out, device_of
+from ln.suite.runs.train import carry_out
 from scripts import nearest
 
 Make = Callable[..., Recipe]

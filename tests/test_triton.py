@@ -371,36 +371,6 @@ def test_sizes_beyond_a_tile_are_refused(interpreted: Any) -> None:
     interpreted(_too_large)
 
 
-# What the interpreter accepts the compiler may not. No device is needed to compile for one.
-COMPILE = """
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-    from ln.kernels.triton import kernels as triton_kernels
-
-    for name, norm in (("lstm_forward", 1), ("lstm_backward", 3), ("gru_forward", 3), ("gru_backward", 1),
-                       ("lstm_backward", 2), ("gru_forward", 2)):
-        kernel = getattr(triton_kernels, name)
-        flags = dict(NORM=norm, RECURRENT=True, CELL=True, BIAS=True, RAGGED=True, SAVE=True, STATE=True)
-        flags |= dict(BLOCK_B=64, BLOCK_H=8) if norm == 3 else dict(BLOCK_B=1, BLOCK_H=256)
-        types = dict(table="*i64", B="i32", H="i32", k="i32", eps="fp32")
-        signature = {n: "constexpr" if n in flags else types.get(n, "*fp32") for n in kernel.arg_names}
-        values = {(i,): flags[n] for i, n in enumerate(kernel.arg_names) if n in flags}
-        options = {"num_warps": 2, "enable_fp_fusion": False}
-        source = ASTSource(kernel, signature, values)
-        assert triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options).asm["cubin"]
-"""
-
-
-@needs_triton
-def test_kernels_compile_for_hopper() -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(COMPILE)], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
 # ---- On a device. ----
 
 

@@ -24,6 +24,7 @@ _MODULES = {
     "native": "ln.kernels.native.backend",
     "triton": "ln.kernels.triton.backend",
 }
+_said: set[tuple[str, str]] = set()
 _PREFERENCE = {"cpu": ("native", "torch", "reference"), "cuda": ("triton", "torch", "reference")}
 
 
@@ -56,7 +57,9 @@ def _choose(backend: str, device: torch.device, dtype: torch.dtype, cell: str, c
         reason = missing or module.supports(cell, cfg, device, dtype)
         if reason is None:
             # A faster backend that this machine lacks is worth a warning; one that is not made for this layer is not.
-            level = logging.WARNING if any(lacking for _, _, lacking in passed_over) else logging.INFO
+            lacking = {(other, text) for other, text, missing_here in passed_over if missing_here}
+            level = logging.WARNING if lacking - _said else logging.INFO  # once, however many kinds of layers there are
+            _said.update(lacking)
             why = "; ".join(f"not {other}: {text}" for other, text, _ in passed_over) or "the fastest there is"
             log.log(level, "backend %s runs %s (%s)", name, layer, why)
             return module

@@ -19,6 +19,7 @@ from ln.kernels.triton.tiles import BATCH, GIVEN, LAYER, NO_NORM, RMS
 from ln.norms import NormConfig
 from ln.reference import Params, Stats
 
+_GRID = 65535  # the most programs of a launch's second axis
 _CHUNK = 1 << 22  # summed inputs in a chunk of time, where activations are not stored
 
 
@@ -109,7 +110,8 @@ class Call:
         return BATCH.value if self.given is None else GIVEN.value
 
     def chunks(self, T: int, B: int, G: int) -> list[tuple[int, int]]:
-        length = T if self.keep and not self.recompute else max(16, _CHUNK // (B * G))
+        # What is computed again is so in one launch, a row of its grid to each step.
+        length = T if self.keep and not self.recompute else min(_GRID, max(16, _CHUNK // (B * G)))
         return [(start, min(start + length, T)) for start in range(0, T, length)]
 
     def valid(self, start: int, end: int) -> Tensor | None:

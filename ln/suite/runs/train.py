@@ -5,6 +5,7 @@ started again writes the metrics.jsonl of an undisturbed one.
 """
 
 import copy
+import gc
 import math
 import os
 import signal
@@ -29,8 +30,8 @@ from ln.suite.errors import Mistake, fail, one_sentence
 from ln.suite.files import replacing, write_text
 from ln.suite.overrides import check_choices, for_hydra, not_composed
 from ln.suite.runs import tracking
-from ln.suite.runs.backends import ask_for, backends_of
 from ln.suite.runs.checkpoint import load_optimizer
+from ln.suite.runs.device import ask_for, backends_of, device_of
 from ln.suite.runs.folder import FAILED, INTERRUPTED, RUNNING, Run, going_back, peak_memory_bytes, provenance
 from ln.suite.runs.pictures import draw, draw_again
 from ln.suite.runs.read import COMPLETE, DIVERGED, PARTIAL
@@ -40,18 +41,11 @@ from ln.suite.until import Until
 
 FLUSH_STEPS = 100  # losses are looked at this often, so that a GPU is not made to wait at every step
 CHECKPOINT_SECONDS = 60.0
+CHECKPOINT_COST = 3.0  # seconds; one that takes longer, for its gigabytes, is made as much more rarely
 
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C, after the state was saved."""
-
-
-def device_of(request: str) -> torch.device:
-    if request == "cuda" and not torch.cuda.is_available():
-        raise Mistake("device=cuda, but torch sees no CUDA device here; use device=cpu or device=auto")
-    if request == "auto":
-        request = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(request)
 
 
 @contextmanager
@@ -196,7 +190,7 @@ def train(recipe: Recipe, run: Run, task: Task) -> None:
         disable=not sys.stderr.isatty(), unit="step", dynamic_ncols=True,
     )  # fmt: skip
     begun, first_step = time.perf_counter() - loop.seconds, loop.step
-    trained_seconds, checkpointed = 0.0, time.perf_counter()
+    trained_seconds, checkpointed, wait = 0.0, time.perf_counter(), CHECKPOINT_SECONDS
     with bar, stop_requests() as stop:
         while loop.step < loop.last_step:
             started = time.perf_counter()
@@ -226,9 +220,11 @@ def train(recipe: Recipe, run: Run, task: Task) -> None:
             if due and loop.stop_step <= loop.step < loop.last_step:
                 part(loop, first_step, trained_seconds, bar)
                 return
-            if stop or time.perf_counter() - checkpointed > CHECKPOINT_SECONDS:
+            if stop or time.perf_counter() - checkpointed > wait:
+                began = time.perf_counter()
                 loop.checkpoint()
                 checkpointed = time.perf_counter()
+                wait = CHECKPOINT_SECONDS * max(1.0, (checkpointed - began) / CHECKPOINT_COST)
                 if stop:
                     raise Interrupted(f"{run.folder}: stopped at step {loop.step}; the same command goes on from there")
     loop.checkpoint()  # the last evaluation may take minutes; a stop during it loses no training
@@ -298,7 +294,7 @@ def carry_out(recipe: Recipe) -> Run:
     Raises:
         Mistake: the recipe cannot be carried out; nothing already measured is lost.
     """
-    device = device_of(recipe.device)
+    device = device_of(recipe.device, recipe.profile)
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     torch.set_num_threads(recipe.threads or os.cpu_count() or 1)
     kind: type[Task] = imported(recipe.task)
@@ -334,6 +330,11 @@ def carry_out(recipe: Recipe) -> Run:
 
 
 def built(kind: type[Task], recipe: Recipe, source: Source, device: torch.device) -> Task:
+    if device.type == "cuda":
+        # An earlier run of this process leaves neither its memory nor its peak.
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
     torch.manual_seed(stream_seed(recipe.seed, "init"))
     task = kind(recipe, source, device)
     task.model.to(device)
@@ -343,7 +344,7 @@ def built(kind: type[Task], recipe: Recipe, source: Source, device: torch.device
 
 
 BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
-failures: list[Exception] = []  # of this process's jobs, each already said; the sweep went on
+failures: list[str] = []  # of this process's jobs, each already said; the sweep went on
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
@@ -355,7 +356,7 @@ def job(composed: DictConfig) -> str:
         print(f"error: {one_sentence(error)}", file=sys.stderr, flush=True)
         if HydraConfig.get().launcher._target_ != BASIC_LAUNCHER:
             raise  # in another process: Hydra carries it home
-        failures.append(error)
+        failures.append(str(error))  # itself it would hold on to the run's memory
         return ""
 
 

@@ -10,7 +10,7 @@ from hydra.errors import HydraException
 from ln.suite.config import CONFIGS, Recipe, imported, recipe_of
 from ln.suite.errors import Mistake
 from ln.suite.overrides import check_choices, for_hydra, not_composed, parsed
-from ln.suite.runs.train import device_of
+from ln.suite.runs.device import device_of
 from ln.suite.task import Task
 
 
