@@ -111,7 +111,7 @@ def test_a_broken_file_is_named_with_its_line(tmp_path: Path, text: str, complai
 def test_a_file_that_is_not_text_is_named(tmp_path: Path) -> None:
     path = tmp_path / "binary.question"
     path.write_bytes(b"http\n\n\xff\xfe\n")
-    with pytest.raises(Mistake, match=r"binary\.question is not UTF-8 text"):
+    with pytest.raises(Mistake, match=r"binary\.question, line 3: a byte is not UTF-8"):
         read_question(path, whole=True)
 
 

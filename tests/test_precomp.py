@@ -91,7 +91,7 @@ def test_an_empty_caption_is_named_by_file_and_line(coco: Path) -> None:
 
 def test_a_wrong_encoding_is_named_by_file_and_line(coco: Path) -> None:
     replaced(coco / "train_caps.txt", 9, "a caf\u00e9\n".encode("latin-1"))
-    with pytest.raises(Mistake, match=r"coco/train_caps.txt, line 9: byte 6 is not UTF-8; convert the file to UTF-8"):
+    with pytest.raises(Mistake, match=r"coco/train_caps.txt, line 9: a byte is not UTF-8; convert the file to it"):
         precomp.coco().load()
 
 

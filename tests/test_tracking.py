@@ -31,7 +31,8 @@ RUN = "experiment=mnist_b128"
 
 @pytest.fixture(autouse=True)
 def _no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))  # no ~/.netrc
 
 
@@ -49,6 +50,28 @@ def ended(beside: Mirror) -> int:
     assert beside.process.stdin is not None
     beside.process.stdin.close()
     return beside.process.wait(240)
+
+
+def test_wandbs_environment_is_the_users_word(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "key")
+    for mode in ("offline", "disabled", "online"):
+        monkeypatch.setenv("WANDB_MODE", mode)
+        assert mode_of("auto") == mode
+        assert mode_of("offline") == "offline"  # what the command says comes first
+    monkeypatch.delenv("WANDB_API_KEY")
+    monkeypatch.delenv("WANDB_MODE")
+    # A key counts for the host that it is for, and $NETRC names the file.
+    (tmp_path / "keys").write_text("machine wandb.example.org login user password key\n")
+    (tmp_path / "keys").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "keys"))
+    assert mode_of("auto") == "offline"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org:8080/")
+    assert mode_of("auto") == "online"
+    (tmp_path / "keys").write_bytes(b"\xff machine")
+    assert mode_of("auto") == "offline"
+    monkeypatch.delenv("NETRC")
+    (tmp_path / "_netrc").write_text("machine wandb.example.org login user password key\n")
+    assert mode_of("auto") == "online"
 
 
 def test_auto_is_online_with_a_key_and_offline_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

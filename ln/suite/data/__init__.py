@@ -5,7 +5,9 @@ A dataset's module offers finders. A finder looks for the files, checks them, an
 nothing else is taken silently in their place.
 """
 
+import codecs
 import fcntl
+import functools
 import hashlib
 import os
 import tempfile
@@ -68,18 +70,46 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_sha256(path: Path, expected: str) -> None:
-    """Raise Mistake when a file is cut short or altered."""
+def check_sha256(path: Path, expected: str, text: bool = False) -> None:
+    """Raise Mistake when a file is cut short or altered; other line ends or a byte order mark do not alter a `text`."""
     found = sha256_of(path)
-    if found != expected:
-        raise Mistake(
-            f"{path} is cut short or altered: its sha256 begins {found[:12]} where {expected[:12]} is expected; "
-            "delete it and get it again"
-        )
+    if found == expected or (text and expected in _sha256_of_variants(path)):
+        return
+    raise Mistake(
+        f"{path} is cut short or altered: its sha256 begins {found[:12]} where {expected[:12]} is expected; "
+        "delete it and get it again"
+    )
+
+
+def _sha256_of_variants(path: Path) -> set[str]:
+    """The checksums of a text file with the line ends of Unix and of Windows, without a byte order mark."""
+    plain = path.read_bytes().removeprefix(codecs.BOM_UTF8).replace(b"\r\n", b"\n")
+    return {hashlib.sha256(content).hexdigest() for content in (plain, plain.replace(b"\n", b"\r\n"))}
+
+
+def text_lines(path: Path, encoding: str = "utf-8") -> list[str]:
+    """The lines of a text file without their ends: LF or CRLF, and no other character that Unicode counts as one.
+
+    Raises:
+        Mistake: bytes that are not of this encoding, with the line.
+    """
+    raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
+    try:
+        text = raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise Mistake(f"{path}, line {line}: a byte is not {encoding.upper()}; convert the file to it") from error
+    lines = text.removesuffix("\n").split("\n")
+    return [line.removesuffix("\r") for line in lines] if text else []
+
+
+@functools.cache
+def _say_once(sentence: str) -> None:
+    print(sentence, flush=True)
 
 
 def resolve(request: str, finders: dict[str, Callable[[], Source]]) -> Source:
-    """The data that `data=<request>` asks for, and one printed line that says which it is.
+    """The data that `data=<request>` asks for, and one printed line, once in a process, that says which it is.
 
     `finders` maps a status to its finder, best first. `auto` takes the first that is there.
 
@@ -98,6 +128,6 @@ def resolve(request: str, finders: dict[str, Callable[[], Source]]) -> Source:
             missing.append(str(reason))
             continue
         note = f" ({'; '.join(missing)})" if missing else ""
-        print(f"data: {source.name} [{source.status}]{note}", flush=True)
+        _say_once(f"data: {source.name} [{source.status}]{note}")
         return source
     raise Mistake(f"data={request}: {'; '.join(missing)}")

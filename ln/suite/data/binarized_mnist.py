@@ -81,7 +81,7 @@ def _download(name: str, sha256: str, folder: Path) -> None:
 
 def _checked(folder: Path, files: dict[str, str]) -> Source:
     for name, sha256 in files.items():
-        check_sha256(folder / name, sha256)
+        check_sha256(folder / name, sha256, text=files is AMAT)
     # Both forms hold the same bits, so a run is the same run whichever of them was there.
     combined = hashlib.sha256("".join(AMAT.values()).encode()).hexdigest()
     read = _read_packed if files is PACKED else _read_amats

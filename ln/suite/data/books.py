@@ -243,37 +243,52 @@ def _corpus_files(folder: Path) -> list[Path]:
 
 
 def _bookcorpus(files: list[Path]) -> Source:
-    key = key_of("BookCorpus", *(sha256_of(path) for path in files))
+    key = key_of("BookCorpus", "words as in the sentence sets", *(sha256_of(path) for path in files))
     return Source("BookCorpus", "original", key, partial(prepared, key, partial(corpus_parts, files)))
 
 
 def corpus_parts(files: list[Path]) -> Iterator[Book]:
-    """BookCorpus' lines, tokenized sentences in the books' order, in parts the size of a mean book.
+    """BookCorpus' lines, sentences in the books' order, in parts the size of a mean book.
+
+    They come tokenized, but not as the sentence sets are (`mr.`, `o'clock`, `and/or`): both go through `words_of`.
 
     Raises:
         Mistake: a file that cannot be read as such lines.
     """
-    import datasets
-
-    kind = {".parquet": "parquet", ".txt": "text"}[files[0].suffix]
     part: list[list[str]] = []
     count = 0
-    try:
-        lines = datasets.load_dataset(kind, data_files=[str(p) for p in files], split="train", streaming=True)
-        for line in lines:
+    for path in files:
+        for line in _corpus_lines(path):
             # Its quotes as the other sources and the sentence sets have them.
-            if words := line["text"].replace("``", '"').replace("''", '"').split():
+            if words := words_of(line.replace("``", '"').replace("''", '"')):
                 part.append(words)
             if len(part) == SENTENCES_OF_A_PART:
                 yield f"{files[0].parent} part {count}", part
                 part, count = [], count + 1
-    except Exception as error:
-        raise Mistake(
-            f"{files[0].parent} cannot be read as sentences in a column `text`, near sentence "
-            f"{count * SENTENCES_OF_A_PART + len(part) + 1} ({str(error).strip().splitlines()[:1]})"
-        ) from error
     if part or not count:
         yield f"{files[0].parent} part {count}", part
+
+
+def _corpus_lines(path: Path) -> Iterator[str]:
+    """The sentences of one file: a line each, or a row each in the column `text`."""
+    count = 0
+    try:
+        if path.suffix == ".txt":
+            with path.open(encoding="utf-8-sig", newline="\n") as file:
+                for line in file:
+                    count += 1
+                    yield line
+            return
+        from pyarrow.parquet import ParquetFile
+
+        with ParquetFile(path) as table:
+            for batch in table.iter_batches(columns=["text"]):
+                for line in batch["text"].to_pylist():
+                    count += 1
+                    yield line or ""
+    except (OSError, ValueError, KeyError) as error:  # pyarrow's own are of these
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise Mistake(f"{path}: no sentences in a column `text` after number {count} ({reason[0]})") from error
 
 
 def substitute() -> Source:

@@ -11,7 +11,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from ln.suite.data import Missing, Source, data_folders
+from ln.suite.data import Missing, Source, data_folders, text_lines
 from ln.suite.data.cloze import ENTITY, PLACEHOLDER, Cloze, Question, key_of, numbered, prepared
 from ln.suite.errors import Mistake
 
@@ -30,10 +30,7 @@ def read_question(path: Path, whole: bool) -> Question:
     Raises:
         Mistake: naming the file and the line that is not as it must be.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise Mistake(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); get it again") from error
+    lines = text_lines(path)
     for line, what in WHAT.items():
         if len(lines) <= line or not lines[line].strip():
             raise Mistake(f"{path}, line {line + 1}: the {what} is not there; the file is cut short, get it again")

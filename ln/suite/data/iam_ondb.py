@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ln.suite.data import text_lines
 from ln.suite.errors import Mistake
 
 FOLDER = "IAM-OnDB"
@@ -36,7 +37,7 @@ def listed_forms(folder: Path) -> dict[str, list[str]]:
         path = folder / name
         if not path.exists():
             raise Mistake(f"{path} is not there; IAM-OnDB's split lists {', '.join(LISTS)} belong into {folder}")
-        names = [form for form in path.read_text().split() if form not in LEFT_OUT]
+        names = [form for line in text_lines(path) for form in line.split() if form not in LEFT_OUT]
         if not names:
             raise Mistake(f"{path} names no form")
         for form in names:
@@ -87,7 +88,7 @@ def read_text(path: Path) -> list[str]:
     """The corrected transcription: the lines after `CSR:` that are not blank."""
     raw = path.read_text(encoding="latin-1").replace("%%%%%%%%%%%", "\n")  # some files divide lines by this
     _, found, after = raw.partition("CSR:")
-    lines = [" ".join(line.split()) for line in after.splitlines() if line.strip()]
+    lines = [" ".join(line.split()) for line in after.split("\n") if line.strip()]
     if not found or not lines:
         raise Mistake(f"{path}: no text after a line `CSR:`; the file is damaged")
     return lines

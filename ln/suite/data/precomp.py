@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ln.suite.data import Missing, Source, check_sha256, data_folders, sha256_of
+from ln.suite.data import Missing, Source, check_sha256, data_folders, sha256_of, text_lines
 from ln.suite.errors import Mistake
 
 CAPTIONS = 5  # of each image
@@ -58,13 +58,8 @@ def read_captions(path: Path) -> list[list[str]]:
         Mistake: a line that is empty or not UTF-8.
     """
     captions = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        try:
-            words = line.decode("utf-8").split()
-        except UnicodeDecodeError as error:
-            raise Mistake(
-                f"{path}, line {number}: byte {error.start + 1} is not UTF-8; convert the file to UTF-8"
-            ) from None
+    for number, line in enumerate(text_lines(path), start=1):
+        words = line.split()
         if not words:
             raise Mistake(
                 f"{path}, line {number}: the caption is empty; every image needs {CAPTIONS} captions with words"
@@ -108,7 +103,7 @@ def read_split(folder: Path, files: tuple[str, str], ids: str | None = None) -> 
         )
     names = [f"image {row + 1}" for row in range(len(features))]
     if ids and (folder / ids).exists():
-        names = (folder / ids).read_text(encoding="utf-8").splitlines()
+        names = text_lines(folder / ids)
         if len(names) != len(features):
             raise Mistake(f"{folder / ids} has {len(names)} lines where {image_path.name} has {len(features)} rows")
     return Captioned(features, captions, names)
@@ -178,7 +173,7 @@ def flickr8k() -> Source:
     for folder in (folder / FLICKR8K_FOLDER for folder in data_folders()):
         if all((folder / name).exists() for name in FLICKR8K):
             for name, sha256 in FLICKR8K.items():
-                check_sha256(folder / name, sha256)
+                check_sha256(folder / name, sha256, text=name.endswith(".txt"))
             key = hashlib.sha256("".join(FLICKR8K.values()).encode()).hexdigest()
             return Source("Flickr8k", "substitute", key, partial(read, folder, PRECOMP))
         looked.append(str(folder))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ln.suite.data import Missing, check_sha256, data_folders, sha256_of
+from ln.suite.data import Missing, check_sha256, data_folders, text_lines
 from ln.suite.data.books import words_of
 from ln.suite.data.stories import FINE, GLAD, PEOPLE, PLACES, POOR, SORRY, THINGS
 from ln.suite.errors import Mistake
@@ -85,7 +85,8 @@ def find() -> Found:
         if found := _files(name, "sentences", {name: file}, missing):
             _checked(found[name], sha256, partial(read_labelled, found[name], count))
             paths[name] = found
-    sums = [sha256_of(path) for files in paths.values() for path in files.values()]
+    published = {"SICK": [sha256 for _, sha256, _ in SICK.values()]} | {n: [s] for n, (_, s, _) in LABELLED.items()}
+    sums = [sha256 for name in paths for sha256 in published[name]]
     real = ", ".join(paths)
     made = ", ".join(name for name in ("SICK", *LABELLED) if name not in paths)
     reduced = f"reduced evaluation, generated sentences for {made}" if made else ""
@@ -111,9 +112,11 @@ def _files(what: str, folder: str, names: dict[str, str], missing: list[str]) ->
 
 def _checked(path: Path, sha256: str, read: Callable[[], object]) -> None:
     """Raise Mistake for an altered file; what reading it finds wrong says more than its checksum."""
-    if sha256_of(path) != sha256:
+    try:
+        check_sha256(path, sha256, text=True)
+    except Mistake:
         read()
-        check_sha256(path, sha256)
+        raise
 
 
 def _load(paths: dict[str, dict[str, Path]]) -> SentenceSets:
@@ -130,9 +133,8 @@ def _load(paths: dict[str, dict[str, Path]]) -> SentenceSets:
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
     """Each line's text, and `file, line n` to name it by."""
-    # Not splitlines: latin-1 has a character (0x85) that it would take for the end of a line.
-    for number, line in enumerate(path.read_text(encoding="latin-1").rstrip("\n").split("\n"), 1):
-        yield line.rstrip("\r"), f"{path}, line {number}"
+    for number, line in enumerate(text_lines(path, "latin-1"), 1):
+        yield line, f"{path}, line {number}"
 
 
 def read_pairs(path: Path, count: int) -> Pairs:

@@ -13,6 +13,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from ln.suite.errors import Mistake
 from ln.suite.runs import mirror
@@ -23,20 +24,29 @@ LEAVE_SHARE = 0.01  # of the time that training took: how long the command waits
 
 
 def mode_of(request: str) -> str:
-    """`auto` is online where an API key is set, else offline."""
+    """`auto` is what $WANDB_MODE says, else online where an API key is set, else offline."""
     if request != "auto":
         return request
+    said = os.environ.get("WANDB_MODE", "").lower()
+    if said in ("online", "offline", "disabled"):
+        return said
     return "online" if has_key() else "offline"
 
 
 def has_key() -> bool:
-    """Whether W&B can log in: an API key in the environment or in ~/.netrc."""
+    """Whether W&B can log in: an API key in the environment, or in the netrc file for the host of $WANDB_BASE_URL."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    try:
-        return netrc.netrc().authenticators("api.wandb.ai") is not None
-    except (OSError, netrc.NetrcParseError):
-        return False
+    host = urlsplit(os.environ.get("WANDB_BASE_URL") or "https://api.wandb.ai").hostname
+    given = os.environ.get("NETRC")
+    files = [given] if given else ["~/.netrc", "~/_netrc"]
+    for path in map(os.path.expanduser, files):
+        try:
+            if host and netrc.netrc(path).authenticators(host) is not None:
+                return True
+        except (OSError, netrc.NetrcParseError, UnicodeDecodeError):
+            continue
+    return False
 
 
 class Mirror:
