@@ -6,12 +6,14 @@ Shapes: T time, B batch, D input, H hidden, G gates (4H LSTM, 3H GRU, H RNN).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ln import checks
 from ln.norms import NormConfig
 from ln.reference import Params, Stats
 
@@ -25,12 +27,20 @@ class NormalizedRecurrence(nn.Module):
     cell)."""
 
     def __init__(
-        self, cell: str, hidden_size: int, bias: bool, norm: str | NormConfig, backend: str, factory: dict[str, Any]
+        self,
+        cell: str,
+        input_size: int,
+        hidden_size: int,
+        bias: bool,
+        norm: str | NormConfig,
+        backend: str,
+        factory: dict[str, Any],
     ) -> None:
         super().__init__()
-        if hidden_size < 1:
-            raise ValueError(f"hidden_size={hidden_size} must be at least 1")
-        self.cell, self.hidden_size, self.bias, self.backend = cell, hidden_size, bias, backend
+        self.input_size = checks.size("input_size", input_size)
+        self.hidden_size = checks.size("hidden_size", hidden_size)
+        self.bias = checks.flag("bias", bias)
+        self.cell, self.backend = cell, backend
         self.norm = NormConfig.of(norm)
         self.sites = self.norm.sites_for(cell)
         # Weight norm is done with before the recurrence starts, so that the backends never see it.
@@ -43,8 +53,6 @@ class NormalizedRecurrence(nn.Module):
     def add_direction(self, suffix: str, input_size: int, states: tuple[str, ...] = ()) -> None:
         """Register the parameters and buffers of one layer in one direction; `states` names its learned initial
         states."""
-        if input_size < 1:
-            raise ValueError(f"input_size={input_size} must be at least 1")
         H = self.hidden_size
         G = _GATES[self.cell] * H
         self._suffixes.append(suffix)
@@ -76,7 +84,8 @@ class NormalizedRecurrence(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Weights as in torch.nn, uniform in +-1/sqrt(H), and so the biases without normalized sites. With them gains
-        start at the config's gain and biases at 0 (section 6 of the paper). Learned states start at 0."""
+        start at the config's gain and biases at 0 (section 6 of the paper). Learned states start at 0, batch statistics
+        as if no batch had been seen."""
         bound = 1 / math.sqrt(self.hidden_size)
         for name, parameter in self.named_parameters(recurse=False):
             if name.startswith("gain_"):
@@ -90,6 +99,8 @@ class NormalizedRecurrence(nn.Module):
             if name.endswith("_g"):
                 v = self.get_parameter(name[:-1] + "v")
                 parameter.copy_(v.norm(dim=1, keepdim=True))
+        for name, buffer in self.named_buffers(recurse=False):
+            buffer.fill_(1 if name.startswith("running_var_") else 0)
 
     def weight(self, name: str) -> Tensor:
         """A weight matrix; under weight norm g v / ||v||, row by row."""
@@ -100,22 +111,43 @@ class NormalizedRecurrence(nn.Module):
 
     @torch.no_grad()
     def set_weight(self, name: str, value: Tensor) -> None:
-        """Give a weight matrix a value; under weight norm v gets it and g its rows' lengths."""
+        """Give a weight matrix a value; under weight norm v gets it and g its rows' lengths. ValueError for a row of
+        zeros there: it has no direction."""
         if self.norm.traits.reparameterizes:
+            lengths = _row_lengths(name, value)
             getattr(self, f"{name}_v").copy_(value)
-            getattr(self, f"{name}_g").copy_(value.norm(dim=1, keepdim=True))
+            getattr(self, f"{name}_g").copy_(lengths)
         else:
             getattr(self, name).copy_(value)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Weights in the other form, as torch.nn has them or as weight norm has them, are brought into this layer's."""
+        own = self.norm.traits.reparameterizes
+        for name in [f"weight_{term}{suffix}" for suffix in self._suffixes for term in ("ih", "hh")]:
+            whole, g, v = (prefix + name + end for end in ("", "_g", "_v"))
+            if own and whole in state_dict and not (g in state_dict or v in state_dict):
+                state_dict[v] = state_dict.pop(whole)
+                state_dict[g] = _row_lengths(name, state_dict[v])
+            elif not own and whole not in state_dict and g in state_dict and v in state_dict:
+                value = state_dict.pop(v)
+                state_dict[whole] = value * (state_dict.pop(g) / value.norm(dim=1, keepdim=True))
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def params(self, suffix: str, dtype: torch.dtype) -> Params:
         """The parameters of one layer and direction in a dtype, with the fields a backend expects."""
 
-        def field(name: str) -> Tensor | None:
-            value = getattr(self, name + suffix, None)
-            return None if value is None else value.to(dtype)
+        own = self._reference_parameter().dtype
 
-        weights = (self.weight(f"weight_{term}{suffix}").to(dtype) for term in ("ih", "hh"))
-        return Params(*weights, *(field(name) for name in Params._fields[2:]))
+        def cast(name: str, value: Tensor | None) -> Tensor | None:
+            if value is None:
+                return None
+            if value.dtype is not own:
+                raise ValueError(f"{name}{suffix} must be {own}, as the other parameters are, but is {value.dtype}")
+            return value if own is dtype else value.to(dtype)
+
+        weights = ((name, self.weight(name + suffix)) for name in Params._fields[:2])
+        others = ((name, getattr(self, name + suffix, None)) for name in Params._fields[2:])
+        return Params(*(cast(name, value) for name, value in (*weights, *others)))  # type: ignore[arg-type]
 
     @property
     def uses_batch_statistics(self) -> bool:
@@ -167,7 +199,7 @@ class NormalizedRecurrence(nn.Module):
             raise ValueError(
                 f"input is on {x.device}, but the parameters are on {parameter.device}; move one to the other"
             )
-        if torch.is_autocast_enabled(x.device.type) and x.is_floating_point():
+        if _autocast(x.device) and x.is_floating_point():
             x = x.to(parameter.dtype)
         if x.dtype != parameter.dtype:
             raise ValueError(f"input is {x.dtype}, but the parameters are {parameter.dtype}; convert one to the other")
@@ -180,26 +212,41 @@ class NormalizedRecurrence(nn.Module):
             raise ValueError(f"{name} must be {letters} = {shape}, but is {found}")
         if state.device != x.device:
             raise ValueError(f"{name} is on {state.device}, but the input is on {x.device}; move one to the other")
-        if torch.is_autocast_enabled(x.device.type) and state.is_floating_point():
+        if _autocast(x.device) and state.is_floating_point():
             state = state.to(x.dtype)
         if state.dtype != x.dtype:
             raise ValueError(f"{name} is {state.dtype}, but the input is {x.dtype}; convert one to the other")
         return state
 
-    def check_steps(self, first: int, steps: int) -> None:
-        """Batch norm in training has no statistics to keep beyond max_steps."""
-        if self.kernel_norm.traits.population and self.uses_batch_statistics and first + steps > self.norm.max_steps:
+    def check_batch(self, first: int, steps: int, cases: int) -> None:
+        """Batch norm in training has no statistics to keep beyond max_steps, and none at all of a single case."""
+        if not self.uses_batch_statistics:
+            return
+        if cases < 2:
+            raise ValueError(f"batch norm in training needs at least 2 cases for its statistics, but B = {cases}")
+        if self.kernel_norm.traits.population and first + steps > self.norm.max_steps:
             raise ValueError(
                 f"batch norm keeps statistics for max_steps={self.norm.max_steps} steps, but training reached step "
                 f"{first + steps}; raise NormConfig.max_steps or cut the sequences"
             )
 
-    def _reference_parameter(self) -> nn.Parameter:
-        return next(self.parameters())
+    def _reference_parameter(self) -> Tensor:
+        """The one whose device and dtype the others share; by its name, since a replica has no parameters to list."""
+        ending = "_v" if self.norm.traits.reparameterizes else ""
+        parameter: Tensor = getattr(self, f"weight_ih{self._suffixes[0]}{ending}")
+        return parameter
 
     def extra_repr(self) -> str:
         sites = f", sites={self.sites}" if self.sites else ""
         return f"hidden_size={self.hidden_size}, norm={self.norm.name}{sites}, backend={self.backend}"
+
+
+def _row_lengths(name: str, value: Tensor) -> Tensor:
+    lengths = value.norm(dim=1, keepdim=True)
+    if not lengths.is_meta and not bool((lengths > 0).all()):
+        row = int((lengths > 0).logical_not().flatten().nonzero()[0])
+        raise ValueError(f"row {row} of {name} has length 0, and weight norm can give it no direction")
+    return lengths
 
 
 def working_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -207,8 +254,43 @@ def working_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
+def _autocast(device: torch.device) -> bool:
+    if not torch._C._is_any_autocast_enabled() or not torch.amp.is_autocast_available(device.type):
+        return False
+    return torch.is_autocast_enabled(device.type)
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """A context in which autocast leaves the recurrence alone."""
-    if torch.is_autocast_enabled(device.type):
+    if _autocast(device):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
+
+
+def recompute_statistics(model: nn.Module, batches: Iterable[Any], forward: Callable[[Any], Any] | None = None) -> None:
+    """Replace the moving averages of every batch-normalized recurrence in `model` by plain means over `batches`.
+
+    `forward` runs the model on one element of batches; by default it is the model itself. Dropout is off meanwhile, and
+    feed-forward BatchNorm layers keep the statistics they have. ValueError if batches is empty.
+    """
+    layers = [
+        module
+        for module in model.modules()
+        if isinstance(module, NormalizedRecurrence) and module.kernel_norm.traits.population
+    ]
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        for layer in layers:
+            layer.start_collecting()
+        count = 0
+        with torch.no_grad():
+            for count, batch in enumerate(batches, start=1):  # noqa: B007
+                (forward or model)(batch)
+        if count == 0:
+            raise ValueError("batches must hold at least one batch to compute statistics from")
+    finally:
+        for layer in layers:
+            layer.stop_collecting()
+        for module, mode in modes.items():
+            module.training = mode

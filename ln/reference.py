@@ -156,10 +156,10 @@ def _scan(
         s = _Step(cfg, cell, valid, given)
         return step(x_t, *state, s), s.stats()
 
-    for t in range(x.shape[0]):
+    for t, x_t in enumerate(x.unbind()):  # a trace of this loop refuses sequences of another length
         valid = None if lengths is None else (t < lengths).unsqueeze(-1)
         given = None if stats is None else Stats(*(None if row is None else row[t : t + 1] for row in stats))
-        arguments: tuple[Any, ...] = (x[t], valid, given, *state)
+        arguments: tuple[Any, ...] = (x_t, valid, given, *state)
         new, stats_t = checkpoint(one, *arguments, use_reentrant=False) if recompute else one(*arguments)
         state = new if valid is None else tuple(torch.where(valid, a, b) for a, b in zip(new, state, strict=True))
         outputs.append(state[0] if valid is None else torch.where(valid, state[0], 0))

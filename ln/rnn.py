@@ -1,4 +1,4 @@
-"""LSTM, GRU and RNN modules and cells with a norm inside, shaped after torch.nn.
+"""LSTM, GRU and RNN modules with a norm inside, shaped after torch.nn.
 
 Shapes: T time, B batch, D input, H hidden, L layers x directions, G gates (4H LSTM: i, f, g, o; 3H GRU: r, z, n; H
 RNN). Equation numbers are those of "Layer Normalization" (Ba, Kiros, Hinton 2016), arXiv 1607.06450.
@@ -6,18 +6,16 @@ RNN). Equation numbers are those of "Layer Normalization" (Ba, Kiros, Hinton 201
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from ln import kernels
+from ln import checks, kernels
+from ln.kernels import gate
 from ln.norms import NormConfig
 from ln.parameters import NormalizedRecurrence, without_autocast, working_dtype
-from ln.reference import Params
 
 
 class _Recurrent(NormalizedRecurrence):
@@ -28,30 +26,27 @@ class _Recurrent(NormalizedRecurrence):
         cell: str,
         input_size: int,
         hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        *,
-        norm: str | NormConfig = "layer",
-        backend: str = "auto",
-        learn_state: bool = False,
-        recompute: bool = False,
+        num_layers: int,
+        bias: bool,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        norm: str | NormConfig,
+        backend: str,
+        learn_state: bool,
+        recompute: bool,
         nonlinearity: str = "tanh",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__(cell, hidden_size, bias, norm, backend, {"device": device, "dtype": dtype})
-        if num_layers < 1:
-            raise ValueError(f"num_layers={num_layers} must be at least 1")
-        if not 0 <= dropout <= 1:
-            raise ValueError(f"dropout={dropout} must lie in [0, 1]")
-        if nonlinearity not in ("tanh", "relu"):
-            raise ValueError(f"nonlinearity={nonlinearity} is unknown; choose tanh or relu")
-        self.input_size, self.num_layers, self.batch_first = input_size, num_layers, batch_first
-        self.dropout, self.bidirectional = dropout, bidirectional
-        self.learn_state, self.recompute, self.nonlinearity = learn_state, recompute, nonlinearity
+        super().__init__(cell, input_size, hidden_size, bias, norm, backend, {"device": device, "dtype": dtype})
+        self.num_layers = checks.size("num_layers", num_layers)
+        self.batch_first = checks.flag("batch_first", batch_first)
+        self.dropout = checks.share("dropout", dropout)
+        self.bidirectional = checks.flag("bidirectional", bidirectional)
+        self.learn_state = checks.flag("learn_state", learn_state)
+        self.recompute = checks.flag("recompute", recompute)
+        self.nonlinearity = checks.nonlinearity(nonlinearity)
         self.state_names = ("h0", "c0") if cell == "lstm" else ("h0",)
         self.num_directions = 2 if bidirectional else 1
         for layer in range(num_layers):
@@ -70,13 +65,14 @@ class _Recurrent(NormalizedRecurrence):
         T, B, _ = x.shape
         if T == 0:
             raise ValueError("input must hold at least one step, but T = 0")
-        self.check_steps(0, T)
+        self.check_batch(0, T, B)
         state = self._initial(x, state)
-        lengths = None if lengths is None else self._checked_lengths(lengths, T, B)
-        if lengths is None and self._torch_is_fastest(x):
+        beyond = gate.beyond_eager((x, *state, lengths, *self._parameters.values(), *self._buffers.values()))
+        lengths = None if lengths is None else self._checked_lengths(lengths, T, B, beyond)
+        if lengths is None and self._torch_is_fastest(x, beyond):
             output, state = self._torch(x, state)
         else:
-            output, state = self._layers(x, state, lengths)
+            output, state = self._layers(x, state, lengths, beyond)
         return (output.transpose(0, 1) if self.batch_first else output), state
 
     def _initial(self, x: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
@@ -92,11 +88,16 @@ class _Recurrent(NormalizedRecurrence):
         )
         return tuple(value.unsqueeze(1).expand(shape) for value in learned)
 
-    def _checked_lengths(self, lengths: Tensor, T: int, B: int) -> Tensor | None:
+    def _checked_lengths(self, lengths: Tensor, T: int, B: int, beyond: str | None) -> Tensor | None:
         """Lengths (B) on the CPU, or None where every sequence has all T steps."""
         if lengths.shape != (B,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
             found = f"{tuple(lengths.shape)} of {lengths.dtype}"
             raise ValueError(f"lengths must be (B,) = ({B},) integers, but are {found}")
+        if beyond is not None:
+            # Their values are not to be asked for: a trace would keep the answer for all later calls.
+            if self.uses_batch_statistics:
+                raise RuntimeError(f"batch norm cannot train on sequences with lengths under {beyond}")
+            return lengths.to(torch.int64)
         lengths = lengths.to("cpu", torch.int64)
         low, high = (int(value) for value in lengths.aminmax()) if B else (0, 0)
         if low < 0 or high > T:
@@ -104,15 +105,16 @@ class _Recurrent(NormalizedRecurrence):
         return None if low == T else lengths
 
     def _layers(
-        self, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None
+        self, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None, beyond: str | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         dtype, T = x.dtype, x.shape[0]
-        backend = kernels.resolve(self.backend, x.device, working_dtype(dtype), self.cell, self.kernel_norm)
+        backend = kernels.resolve(self.backend, x.device, working_dtype(dtype), self.cell, self.kernel_norm, beyond)
         self.backend_used = kernels.name_of(backend)
         x, state = x.to(working_dtype(dtype)), tuple(value.to(working_dtype(dtype)) for value in state)
         steps, backwards = T, None
         if lengths is not None:
-            steps, lengths = int(lengths.max()), lengths.to(x.device)
+            steps = T if beyond else int(lengths.max())
+            lengths = lengths.to(x.device)
             time = torch.arange(T, device=x.device).unsqueeze(1)
             past = (time >= lengths).unsqueeze(-1)
             # Whatever the padding holds, infinities included, must touch neither results nor gradients.
@@ -146,11 +148,14 @@ class _Recurrent(NormalizedRecurrence):
         self.track(suffix, 0, steps, used)
         return output, tuple(final)
 
-    def _torch_is_fastest(self, x: Tensor) -> bool:
+    def _torch_is_fastest(self, x: Tensor, beyond: str | None) -> bool:
         """Without norms in the recurrence torch has cuDNN on CUDA, and on the CPU an LSTM that only the native one
-        beats: 0.5 of its time at T 784, H 100; 0.9 at T 64, H 256; 1.1 at T 28, H 128."""
+        beats: 0.5 of its time at T 784, H 100; 0.9 at T 64, H 256; 1.1 at T 28, H 128. Traces keep torch's functions as
+        they are, for sequences of any length."""
         if self.backend != "auto" or self.kernel_norm.traits.normalizes or self.recompute:
             return False
+        if beyond is not None:
+            return beyond == gate.TRACING
         if x.device.type == "cuda":
             return True
         if self.cell != "lstm" or x.device.type != "cpu" or x.dtype != torch.float32:
@@ -206,8 +211,41 @@ class LSTM(_Recurrent):
     norm. RuntimeError: the backend asked for cannot run here.
     """
 
-    def __init__(self, input_size: int, hidden_size: int, *args: Any, **options: Any) -> None:
-        super().__init__("lstm", input_size, hidden_size, *args, **options)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        norm: str | NormConfig = "layer",
+        backend: str = "auto",
+        learn_state: bool = False,
+        recompute: bool = False,
+    ) -> None:
+        checks.no_projection(proj_size)
+        super().__init__(
+            "lstm",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device,
+            dtype,
+            norm,
+            backend,
+            learn_state,
+            recompute,
+        )
 
     def forward(
         self, x: Tensor, state: tuple[Tensor, Tensor] | None = None, lengths: Tensor | None = None
@@ -229,8 +267,39 @@ class GRU(_Recurrent):
     2H).
     """
 
-    def __init__(self, input_size: int, hidden_size: int, *args: Any, **options: Any) -> None:
-        super().__init__("gru", input_size, hidden_size, *args, **options)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        norm: str | NormConfig = "layer",
+        backend: str = "auto",
+        learn_state: bool = False,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__(
+            "gru",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device,
+            dtype,
+            norm,
+            backend,
+            learn_state,
+            recompute,
+        )
 
     def forward(self, x: Tensor, state: Tensor | None = None, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         output, (h,) = self._run(x, None if state is None else (state,), lengths)
@@ -247,132 +316,42 @@ class RNN(_Recurrent):
     2H).
     """
 
-    def __init__(self, input_size: int, hidden_size: int, *args: Any, **options: Any) -> None:
-        super().__init__("rnn", input_size, hidden_size, *args, **options)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        norm: str | NormConfig = "layer",
+        backend: str = "auto",
+        learn_state: bool = False,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__(
+            "rnn",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            device,
+            dtype,
+            norm,
+            backend,
+            learn_state,
+            recompute,
+            nonlinearity,
+        )
 
     def forward(self, x: Tensor, state: Tensor | None = None, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
         output, (h,) = self._run(x, None if state is None else (state,), lengths)
         return output, h
-
-
-class _Cell(NormalizedRecurrence):
-    """One step of a recurrence, for models whose input depends on their own state."""
-
-    def __init__(
-        self,
-        cell: str,
-        input_size: int,
-        hidden_size: int,
-        bias: bool = True,
-        *,
-        norm: str | NormConfig = "layer",
-        backend: str = "auto",
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(cell, hidden_size, bias, norm, backend, {"device": device, "dtype": dtype})
-        self.input_size = input_size
-        self._prepared: Params | None = None
-        self.add_direction("", input_size)
-        self.reset_parameters()
-
-    @contextmanager
-    def prepared(self) -> Iterator[None]:
-        """Within this context all steps share weights computed once; weight norm's g v / ||v|| would be at each."""
-        parameter = self._reference_parameter()
-        self._prepared = self.params("", working_dtype(parameter.dtype))
-        try:
-            yield
-        finally:
-            self._prepared = None
-
-    def _advance(self, x: Tensor, state: tuple[Tensor, ...] | None, step: int | None) -> tuple[Tensor, ...]:
-        x = self.matched(x, "(B, D)", self.input_size)
-        shape, names = (x.shape[0], self.hidden_size), ("h", "c")[: 2 if self.cell == "lstm" else 1]
-        if state is None:
-            state = tuple(x.new_zeros(shape) for _ in names)
-        else:
-            pairs = zip(names, state, strict=True)
-            state = tuple(self.matched_state(value, name, x, shape, "(B, H)") for name, value in pairs)
-        if step is None:
-            if self.kernel_norm.traits.population:
-                raise ValueError(
-                    "batch norm has statistics of its own for each step; call the cell with step=0, 1, 2, ..."
-                )
-            step = 0
-        if step < 0:
-            raise ValueError(f"step={step} must be at least 0")
-        self.check_steps(step, 1)
-        dtype = working_dtype(x.dtype)
-        backend: Any = kernels.resolve(self.backend, x.device, dtype, self.cell, self.kernel_norm)
-        self.backend_used = kernels.name_of(backend)
-        run = getattr(backend, f"{self.cell}_step")
-        arguments = (value.to(dtype) for value in (x, *state))
-        with without_autocast(x.device):
-            stats = self.population("", step, 1, dtype)
-            params = self.params("", dtype) if self._prepared is None else self._prepared
-            *new, used = run(*arguments, params, self.kernel_norm, stats)
-        self.track("", step, 1, used)
-        return tuple(value.to(x.dtype) for value in new)
-
-
-class LSTMCell(_Cell):
-    """One step of `LSTM`, equations 20 to 22; parameters as there, without a suffix.
-
-    forward(x, state=None, step=None) -> (h, c): x (B, D); state: h and c, each (B, H), zeros if None; step: which step
-    of the sequence this is, 0, 1, ..., needed by batch norm, whose statistics belong to steps. Errors as in `LSTM`.
-    """
-
-    def __init__(self, input_size: int, hidden_size: int, *args: Any, **options: Any) -> None:
-        super().__init__("lstm", input_size, hidden_size, *args, **options)
-
-    def forward(
-        self, x: Tensor, state: tuple[Tensor, Tensor] | None = None, step: int | None = None
-    ) -> tuple[Tensor, Tensor]:
-        if state is not None and (not isinstance(state, tuple | list) or len(state) != 2):
-            raise ValueError("state must be the pair (h, c), each (B, H)")
-        h, c = self._advance(x, state, step)
-        return h, c
-
-
-class GRUCell(_Cell):
-    """One step of `GRU`, equations 26 to 28; parameters as there, without a suffix.
-
-    forward(x, state=None, step=None) -> h (B, H); x (B, D); state h (B, H); step as in `LSTMCell`. Errors as in `LSTM`.
-    """
-
-    def __init__(self, input_size: int, hidden_size: int, *args: Any, **options: Any) -> None:
-        super().__init__("gru", input_size, hidden_size, *args, **options)
-
-    def forward(self, x: Tensor, state: Tensor | None = None, step: int | None = None) -> Tensor:
-        (h,) = self._advance(x, None if state is None else (state,), step)
-        return h
-
-
-def recompute_statistics(model: nn.Module, batches: Iterable[Any], forward: Callable[[Any], Any] | None = None) -> None:
-    """Replace the moving averages of every batch-normalized recurrence in `model` by plain means over `batches`.
-
-    `forward` runs the model on one element of batches; by default it is the model itself. Dropout is off meanwhile, and
-    feed-forward BatchNorm layers keep the statistics they have. ValueError if batches is empty.
-    """
-    layers = [
-        module
-        for module in model.modules()
-        if isinstance(module, NormalizedRecurrence) and module.kernel_norm.traits.population
-    ]
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        for layer in layers:
-            layer.start_collecting()
-        count = 0
-        with torch.no_grad():
-            for count, batch in enumerate(batches, start=1):  # noqa: B007
-                (forward or model)(batch)
-        if count == 0:
-            raise ValueError("batches must hold at least one batch to compute statistics from")
-    finally:
-        for layer in layers:
-            layer.stop_collecting()
-        for module, mode in modes.items():
-            module.training = mode

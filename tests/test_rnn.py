@@ -10,6 +10,7 @@ import logging
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -289,6 +290,35 @@ def test_weight_norm_starts_as_the_plain_layer_and_scales_rows() -> None:
     torch.testing.assert_close(model(x)[0], plain(x)[0])
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_weights_load_into_weight_norm_and_back(strict: bool) -> None:
+    torch.manual_seed(0)
+    plain, x = nn.LSTM(3, 5, 2, bidirectional=True), torch.randn(4, 2, 3)
+    model = nn.Sequential(LSTM(3, 5, 2, bidirectional=True, norm="weight"))
+    given = {f"0.{name}": value for name, value in plain.state_dict().items()}
+    keys = list(given)
+    missing, unexpected = model.load_state_dict(given, strict=strict)
+    assert not missing
+    assert not unexpected
+    assert list(given) == keys
+    torch.testing.assert_close(model(x)[0], plain(x)[0])
+    back = LSTM(3, 5, 2, bidirectional=True, norm="none")
+    back.load_state_dict(model[0].state_dict(), strict=strict)
+    torch.testing.assert_close(back.weight_hh_l1, plain.weight_hh_l1)
+    given["0.weight_ih_l0"][3] = 0
+    with pytest.raises(ValueError, match="row 3 of weight_ih_l0 has length 0"):
+        model.load_state_dict(given)
+
+
+def test_reset_parameters_forgets_the_batches_seen() -> None:
+    model = LSTM(3, 5, norm="batch")
+    fresh = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model(torch.randn(4, 6, 3))
+    assert any(not torch.equal(buffer, fresh[name]) for name, buffer in model.named_buffers())
+    model.reset_parameters()
+    assert all(torch.equal(buffer, fresh[name]) for name, buffer in model.named_buffers())
+
+
 def test_learned_initial_state_is_used_and_trained() -> None:
     model = LSTM(3, 5, 2, bidirectional=True, learn_state=True)
     with torch.no_grad():
@@ -454,6 +484,10 @@ def test_recomputed_statistics_are_means_over_all_batches(backend: str) -> None:
         (lambda m: LSTM(3, 5, 0), "num_layers=0"),
         (lambda m: LSTM(3, 5, dropout=2.0), "dropout=2.0"),
         (lambda m: RNN(3, 5, nonlinearity="elu"), "nonlinearity=elu"),
+        (lambda m: LSTM(3, 5, proj_size=2), "proj_size=2 is not supported"),
+        (lambda m: LSTM(3, 5, norm="weight").set_weight("weight_hh_l0", torch.zeros(20, 5)), "row 0 of weight_hh_l0"),
+        (lambda m: LSTM(3, 5, norm="batch")(torch.randn(4, 1, 3)), "at least 2 cases for its statistics, but B = 1"),
+        (lambda m: GRUCell(3, 5, norm="batch")(torch.randn(1, 3), step=0), "at least 2 cases"),
         (lambda m: LSTMCell(3, 5)(torch.randn(2, 2, 3)), r"input must be \(B, D\) with D = 3"),
         (lambda m: GRUCell(3, 5)(torch.randn(2, 3), torch.zeros(3, 5)), r"h must be \(B, H\) = \(2, 5\)"),
         (
@@ -466,6 +500,49 @@ def test_bad_input_gets_one_sentence(call, message: str) -> None:
     with pytest.raises(ValueError, match=message) as caught:
         call(LSTM(3, 5))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["bias", "batch_first", "bidirectional", "learn_state", "recompute"])
+@pytest.mark.parametrize("value", ["False", 1, None, 0.0])
+def test_flags_are_true_or_false(name: str, value: object) -> None:
+    with pytest.raises(TypeError, match=f"{name} must be True or False, but is {value!r}"):
+        LSTM(3, 5, **{name: value})
+
+
+def test_sizes_and_options_of_another_kind() -> None:
+    for call, message in (
+        (lambda: LSTM(3.0, 5), "input_size must be an int, but is 3.0"),
+        (lambda: GRU(3, True), "hidden_size must be an int, but is True"),
+        (lambda: LSTM(3, 5, "2"), "num_layers must be an int, but is '2'"),
+        (lambda: LSTM(3, 5, dropout=True), "dropout must be a number"),
+        (lambda: LSTM(3, 5, nonlinearity="relu"), "unexpected keyword argument 'nonlinearity'"),
+        (lambda: GRU(3, 5, proj_size=0), "unexpected keyword argument 'proj_size'"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            call()
+
+
+def test_positional_arguments_are_in_the_order_of_torch() -> None:
+    """The fourth of an RNN is its nonlinearity: passed on as a flag it would be the default, tanh, in silence."""
+    torch.manual_seed(0)
+    theirs = nn.RNN(5, 6, 2, "relu", True, True, 0.0, True)
+    ours = RNN(5, 6, 2, "relu", True, True, 0.0, True, norm="none")
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(2, 4, 5)
+    torch.testing.assert_close(ours(x), theirs(x))
+    for a, b, projection in ((LSTM, nn.LSTM, [0]), (GRU, nn.GRU, [])):
+        # torch.nn.GRU hands a proj_size of its own on between the two.
+        options = (5, 6, 2, False, True, 0.0, True)
+        plain = a(*options, *projection, "cpu", torch.float64, norm="none")
+        wanted = b(*options, device="cpu", dtype=torch.float64)
+        assert [p.shape for p in plain.parameters()] == [p.shape for p in wanted.parameters()]
+        assert plain.weight_hh_l0.dtype == torch.float64
+        assert not plain.bias
+    for a, b in ((LSTMCell, nn.LSTMCell), (GRUCell, nn.GRUCell)):
+        shapes = [
+            [p.shape for p in c(5, 6, False, "cpu", torch.float64).parameters()] for c in (partial(a, norm="none"), b)
+        ]
+        assert shapes[0] == shapes[1]
 
 
 # The choice of a backend.

@@ -13,6 +13,8 @@ from types import ModuleType
 
 import torch
 
+from ln import reference
+from ln.kernels import gate
 from ln.norms import NormConfig
 
 log = logging.getLogger("ln")
@@ -25,7 +27,11 @@ _MODULES = {
     "triton": "ln.kernels.triton.backend",
 }
 _said: set[tuple[str, str]] = set()
-_PREFERENCE = {"cpu": ("native", "torch", "reference"), "cuda": ("triton", "torch", "reference")}
+_PREFERENCE = {
+    "cpu": ("native", "torch", "reference"),
+    "cuda": ("triton", "torch", "reference"),
+    "meta": ("reference",),
+}
 
 
 def load(backend: str) -> ModuleType:
@@ -67,11 +73,20 @@ def _choose(backend: str, device: torch.device, dtype: torch.dtype, cell: str, c
     raise AssertionError("the reference runs every layer")
 
 
-def resolve(backend: str, device: torch.device, dtype: torch.dtype, cell: str, cfg: NormConfig) -> ModuleType:
+def resolve(
+    backend: str, device: torch.device, dtype: torch.dtype, cell: str, cfg: NormConfig, beyond: str | None = None
+) -> ModuleType:
     """The backend's module for a layer ("lstm", "gru" or "rnn") on a device: the one asked for, or with "auto" the
-    fastest.
+    fastest; or, where `beyond` names what goes on beyond eager code (`gate.beyond_eager`), the reference.
 
     Chosen once for each combination and said in one line of the logger "ln". RuntimeError where a backend was asked for
     that cannot run such a layer here, ValueError for an unknown name.
     """
+    if beyond is not None:
+        if backend == "auto":
+            return reference
+        module = load(backend)
+        if not gate.can_run(backend, beyond):
+            raise RuntimeError(gate.refusal(backend, beyond))
+        return module
     return _choose(backend, torch.device(device.type, device.index), dtype, cell, cfg)

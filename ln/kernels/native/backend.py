@@ -14,8 +14,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from ln.kernels import gate
 from ln.kernels.native import build as native_build
 from ln.kernels.native.memory import POOL
 from ln.norms import NormConfig, Statistics, refusal
@@ -80,14 +80,16 @@ class _Order(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return _Order.apply(grad, ctx.inverse, ctx.order), None, None
+        return grad.index_select(-2, ctx.inverse), None, None
 
 
 class _Ragged:
     """Sequences of lengths (B) up to T, as native.cpp wants them: the longest first."""
 
     def __init__(self, lengths: Tensor, T: int) -> None:
-        self.lengths, order = lengths.to(torch.int64).sort(descending=True, stable=True)
+        self.lengths, order = lengths.sort(descending=True, stable=True)
+        if len(order) and not 0 <= int(self.lengths[-1]) <= int(self.lengths[0]) <= T:
+            raise ValueError(f"lengths must lie in 0 ... T = {T}")
         running = torch.arange(T).unsqueeze(1) < self.lengths
         self.first = F.pad(running.sum(1).cumsum(0), (1, 0))
         self.places = running.flatten().nonzero()
@@ -137,7 +139,11 @@ class _Call:
 
 
 def _point(a: _Args, name: str, tensor: Tensor | None) -> None:
-    setattr(a, name, None if tensor is None else tensor.data_ptr())
+    if tensor is not None:
+        pointer = tensor.data_ptr()
+        if not pointer and tensor.numel():
+            raise ValueError(f"{name} holds no memory: its storage was freed or resized")
+        setattr(a, name, pointer)
 
 
 def _run(a: _Args, backward: bool) -> None:
@@ -203,15 +209,20 @@ class _Sequence(torch.autograd.Function):
         saved, outputs = _forward(call, x, h0, c0, *parameters)
         call.stats, ctx.trained = saved.stats, call.stats is None
         ctx.call, ctx.saved = call, saved
-        ctx.save_for_backward(x, c0, *parameters, outputs[0])  # the output, so that a change of it in place is noticed
+        # h0 for its own graph alone, since hs begins with its values; the output, so that a change in place is noticed.
+        ctx.save_for_backward(x, h0 if h0.requires_grad else None, c0, *parameters, outputs[0])
         ctx.set_materialize_grads(False)
         return tuple(outputs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         call, saved = ctx.call, ctx.saved
-        x, c0, *parameters, _ = ctx.saved_tensors
+        x, h0, c0, *parameters, _ = ctx.saved_tensors
+        if gate.differentiates_further(grads):
+            inputs = (x, saved.hs[0] if h0 is None else h0, c0, *parameters)
+            lengths, given = call.ragged and call.ragged.lengths, None if ctx.trained else saved.stats
+            needed = ctx.needs_input_grad[1:]
+            return None, *gate.reference_gradients(call.cell, call.cfg, lengths, given, inputs, needed, grads)
         params = dict(zip(_PARAMETERS, parameters, strict=True))
         (T, B, D), H = x.shape, saved.hs.shape[2]
         a = call.args(x, c0, params, T, B, D, H)
@@ -260,9 +271,11 @@ def _sequence(
     stats: Stats | None,
     recompute: bool,
 ) -> tuple[list[Tensor], Stats | None]:
+    gate.check_call("native", cell, x, h0, c0, p, stats, lengths)
     ragged = None if lengths is None else _Ragged(lengths, len(x))
     states = (x, h0, c0) if ragged is None else (ragged.sort(t) for t in (x, h0, c0))
-    inputs = [None if t is None else t.contiguous() for t in (*states, *p)]
+    # Memory is read as it lies there, so that no lazy sign may be left either.
+    inputs = [None if t is None else (t.resolve_neg() if t.is_neg() else t).contiguous() for t in (*states, *p)]
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     given = None if stats is None else Stats(*(None if s is None else s.detach().contiguous() for s in stats))
     stored = _rows(x, ragged) * p.weight_hh.shape[0]

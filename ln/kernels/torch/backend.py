@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ln.kernels import gate
 from ln.kernels.torch.gru import GRUFunction
 from ln.kernels.torch.lstm import LSTMFunction
 from ln.kernels.torch.sites import Setup
@@ -30,17 +31,20 @@ def _setup(
     lengths: Tensor | None,
     stats: Stats | None,
     recompute: bool,
-    *differentiable: Tensor | None,
+    h0: Tensor,
+    c0: Tensor | None,
+    p: Params,
 ) -> tuple[Setup, Tensor | None]:
-    """What the functions share, and the mask (T, B, 1) of the steps past each row's end."""
+    """The call's check, what the functions share, and the mask (T, B, 1) of the steps past each row's end."""
+    gate.check_call("torch", cell, x, h0, c0, p, stats, lengths)
     past = ends = valid = None
     if lengths is not None:
         time = torch.arange(x.shape[0], device=x.device).unsqueeze(1)
         past = (time >= lengths).unsqueeze(-1)
         ends = (time == lengths - 1).unsqueeze(-1).to(x.dtype)
         valid = (~past).to(x.dtype) if cfg.traits.axis == "batch" else None
-    trained = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (x, *differentiable))
-    return Setup(cfg, cfg.sites_for(cell), valid, ends, stats, trained and not recompute, {}), past
+    trained = torch.is_grad_enabled() and any(v is not None and v.requires_grad for v in (x, h0, c0, *p))
+    return Setup(cfg, cfg.sites_for(cell), lengths, valid, ends, stats, trained and not recompute, {}), past
 
 
 def _last(output: Tensor, h0: Tensor, lengths: Tensor | None) -> Tensor:
@@ -63,7 +67,7 @@ def lstm(
     recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Stats | None]:
     """As `ln.reference.lstm`. `recompute` stores 2H numbers per step and case in place of 15H."""
-    setup, past = _setup(x, "lstm", cfg, lengths, stats, recompute, h0, c0, *p)
+    setup, past = _setup(x, "lstm", cfg, lengths, stats, recompute, h0, c0, p)
     output, c = LSTMFunction.apply(x, h0, c0, setup, *p)
     output = output if past is None else output.masked_fill(past, 0)
     return output, _last(output, h0, lengths), c, setup.stats()
@@ -80,7 +84,7 @@ def gru(
     recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Stats | None]:
     """As `ln.reference.gru`. `recompute` stores H numbers per step and case in place of 11H."""
-    setup, past = _setup(x, "gru", cfg, lengths, stats, recompute, h0, *p)
+    setup, past = _setup(x, "gru", cfg, lengths, stats, recompute, h0, None, p)
     output = GRUFunction.apply(x, h0, setup, *p)
     output = output if past is None else output.masked_fill(past, 0)
     return output, _last(output, h0, lengths), setup.stats()
@@ -111,6 +115,8 @@ def supports(cell: str, cfg: NormConfig, device: torch.device, dtype: torch.dtyp
     """Why this backend cannot run such a layer, or None."""
     if cell == "rnn":
         return "it has no simple RNN"
+    if device.type == "meta":
+        return "it writes into memory, and meta tensors have none"
     if dtype not in (torch.float32, torch.float64):
         return f"it computes in float32 or float64, not {dtype}"
     return refusal(cfg, _IMPLEMENTED)

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from ln.kernels import gate
 from ln.kernels.torch.sites import (
     Saved,
     Setup,
@@ -233,9 +233,13 @@ class GRUFunction(torch.autograd.Function):
         return output
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_output: Tensor) -> tuple[Tensor | None, ...]:
         x, h0, output, *rest = ctx.saved_tensors
+        if gate.differentiates_further((d_output,)):
+            inputs = (x, h0, None, *rest[:9])
+            needed = (*ctx.needs_input_grad[:2], False, *ctx.needs_input_grad[3:])
+            d_inputs = ctx.setup.reference_gradients("gru", inputs, needed, (d_output, None))
+            return *d_inputs[:2], None, *d_inputs[3:]
         kept = torch.utils._pytree.tree_unflatten(rest[9:], ctx.spec)
         layer = _Layer(Params(*rest[:9]), ctx.setup)
         d_x, d_h, grads = layer.backward(x, h0, output, kept, d_output, ctx.needs_input_grad[0])

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from ln.kernels import gate
 from ln.kernels.torch.sites import (
     Saved,
     Setup,
@@ -235,9 +235,12 @@ class LSTMFunction(torch.autograd.Function):
         return output, last
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, d_output: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
         x, h0, c0, output, cells, *rest = ctx.saved_tensors
+        if gate.differentiates_further((d_output, d_last)):
+            inputs, needed = (x, h0, c0, *rest[:9]), (*ctx.needs_input_grad[:3], *ctx.needs_input_grad[4:])
+            d_inputs = ctx.setup.reference_gradients("lstm", inputs, needed, (d_output, None, d_last))
+            return *d_inputs[:3], None, *d_inputs[3:]
         layer = _Layer(Params(*rest[:9]), ctx.setup)
         kept = _rebuilt(rest[9:], ctx.sizes)
         d_x, d_h, d_c, grads = layer.backward(x, h0, c0, output, cells, kept, d_output, d_last, ctx.needs_input_grad[0])

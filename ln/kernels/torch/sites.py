@@ -8,12 +8,13 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
+from ln.kernels import gate
 from ln.norms import NormConfig
 from ln.reference import Stats
 
@@ -189,6 +190,7 @@ class Setup(NamedTuple):
 
     cfg: NormConfig
     sites: tuple[str, ...]
+    lengths: Tensor | None  # (B)
     valid: Tensor | None  # (T, B, 1) in x's dtype, for batch statistics over ragged rows
     ends: Tensor | None  # (T, B, 1) in x's dtype: 1 at each row's last step; None where all rows end at T
     given: Stats | None
@@ -216,6 +218,12 @@ class Setup(NamedTuple):
             return
         for field, pieces in zip(("mean", "var"), zip(*saved, strict=True), strict=True):
             self.used[f"{field}_{name}"] = torch.cat([piece.flatten(0, -2) for piece in pieces])
+
+    def reference_gradients(
+        self, cell: str, inputs: Sequence[Tensor | None], needed: Sequence[bool], grads: Sequence[Tensor | None]
+    ) -> list[Tensor | None]:
+        """The backward pass of the reference in place of the one written by hand."""
+        return gate.reference_gradients(cell, self.cfg, self.lengths, self.given, inputs, needed, grads)
 
     def stats(self) -> Stats | None:
         return Stats(**self.used) if self.cfg.traits.axis == "batch" else None

@@ -1,0 +1,132 @@
+"""One step of a recurrence with a norm inside, shaped after the cells of torch.nn.
+
+Shapes: B batch, D input, H hidden. Equation numbers are those of "Layer Normalization" (Ba, Kiros, Hinton 2016).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ln import kernels
+from ln.kernels import gate
+from ln.norms import NormConfig
+from ln.parameters import NormalizedRecurrence, without_autocast, working_dtype
+from ln.reference import Params
+
+
+class _Cell(NormalizedRecurrence):
+    """One step of a recurrence, for models whose input depends on their own state."""
+
+    def __init__(
+        self,
+        cell: str,
+        input_size: int,
+        hidden_size: int,
+        bias: bool,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        norm: str | NormConfig,
+        backend: str,
+    ) -> None:
+        super().__init__(cell, input_size, hidden_size, bias, norm, backend, {"device": device, "dtype": dtype})
+        self._prepared: Params | None = None
+        self.add_direction("", input_size)
+        self.reset_parameters()
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Within this context all steps share weights computed once; weight norm's g v / ||v|| would be at each."""
+        parameter = self._reference_parameter()
+        self._prepared = self.params("", working_dtype(parameter.dtype))
+        try:
+            yield
+        finally:
+            self._prepared = None
+
+    def _advance(self, x: Tensor, state: tuple[Tensor, ...] | None, step: int | None) -> tuple[Tensor, ...]:
+        x = self.matched(x, "(B, D)", self.input_size)
+        shape, names = (x.shape[0], self.hidden_size), ("h", "c")[: 2 if self.cell == "lstm" else 1]
+        if state is None:
+            state = tuple(x.new_zeros(shape) for _ in names)
+        else:
+            pairs = zip(names, state, strict=True)
+            state = tuple(self.matched_state(value, name, x, shape, "(B, H)") for name, value in pairs)
+        if step is None:
+            if self.kernel_norm.traits.population:
+                raise ValueError(
+                    "batch norm has statistics of its own for each step; call the cell with step=0, 1, 2, ..."
+                )
+            step = 0
+        if step < 0:
+            raise ValueError(f"step={step} must be at least 0")
+        self.check_batch(step, 1, x.shape[0])
+        dtype = working_dtype(x.dtype)
+        beyond = gate.beyond_eager((x, *state, *self._parameters.values(), *self._buffers.values()))
+        backend: Any = kernels.resolve(self.backend, x.device, dtype, self.cell, self.kernel_norm, beyond)
+        self.backend_used = kernels.name_of(backend)
+        run = getattr(backend, f"{self.cell}_step")
+        arguments = (value.to(dtype) for value in (x, *state))
+        with without_autocast(x.device):
+            stats = self.population("", step, 1, dtype)
+            params = self.params("", dtype) if self._prepared is None else self._prepared
+            *new, used = run(*arguments, params, self.kernel_norm, stats)
+        self.track("", step, 1, used)
+        return tuple(value.to(x.dtype) for value in new)
+
+
+class LSTMCell(_Cell):
+    """One step of `LSTM`, equations 20 to 22; parameters as there, without a suffix.
+
+    forward(x, state=None, step=None) -> (h, c): x (B, D); state: h and c, each (B, H), zeros if None; step: which step
+    of the sequence this is, 0, 1, ..., needed by batch norm, whose statistics belong to steps. Errors as in `LSTM`.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        norm: str | NormConfig = "layer",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__("lstm", input_size, hidden_size, bias, device, dtype, norm, backend)
+
+    def forward(
+        self, x: Tensor, state: tuple[Tensor, Tensor] | None = None, step: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if state is not None and (not isinstance(state, tuple | list) or len(state) != 2):
+            raise ValueError("state must be the pair (h, c), each (B, H)")
+        h, c = self._advance(x, state, step)
+        return h, c
+
+
+class GRUCell(_Cell):
+    """One step of `GRU`, equations 26 to 28; parameters as there, without a suffix.
+
+    forward(x, state=None, step=None) -> h (B, H); x (B, D); state h (B, H); step as in `LSTMCell`. Errors as in `LSTM`.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        norm: str | NormConfig = "layer",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__("gru", input_size, hidden_size, bias, device, dtype, norm, backend)
+
+    def forward(self, x: Tensor, state: Tensor | None = None, step: int | None = None) -> Tensor:
+        (h,) = self._advance(x, None if state is None else (state,), step)
+        return h

@@ -1,0 +1,45 @@
+"""What the recurrent modules ask of their arguments; each bad one gets one sentence."""
+
+from __future__ import annotations
+
+import operator
+
+
+def size(name: str, value: int) -> int:
+    """A whole number of at least 1."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, but is {value!r}") from None
+    if isinstance(value, bool):
+        raise TypeError(f"{name} must be an int, but is {value!r}")
+    if number < 1:
+        raise ValueError(f"{name}={number} must be at least 1")
+    return number
+
+
+def flag(name: str, value: bool) -> bool:
+    """True or False: of anything else, such as the word "False", Python's truth would be a guess."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, but is {value!r}")
+    return value
+
+
+def share(name: str, value: float) -> float:
+    """A number in [0, 1]."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number in [0, 1], but is {value!r}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name}={value} must lie in [0, 1]")
+    return value
+
+
+def nonlinearity(value: str) -> str:
+    if value not in ("tanh", "relu"):
+        raise ValueError(f"nonlinearity={value} is unknown; choose tanh or relu")
+    return value
+
+
+def no_projection(proj_size: int) -> None:
+    if proj_size != 0:
+        raise ValueError(f"proj_size={proj_size} is not supported: the LSTM here has no projection of h; leave it at 0")

@@ -1,0 +1,143 @@
+"""What the fast backends must know before they run: whether anything but plain eager arithmetic goes on, and whether
+the tensors are what their code will read.
+
+A fast backend reads memory and hands back memory, which no tracer, no functional transform and no second derivative can
+see through. Wherever one of those is at work the reference, made of torch's own operations, takes the fast one's place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+from ln import reference
+from ln.norms import NormConfig
+from ln.reference import Params, Stats
+
+TRACING = "torch.jit.trace"
+WATCHED = "a torch dispatch mode"
+_PLAIN = (Tensor, Parameter)
+_GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+
+
+def beyond_eager(tensors: Iterable[Tensor | None]) -> str | None:
+    """What is going on that only torch's own operations can follow, or None in plain eager code.
+
+    `tensors` are those that the call reads.
+    """
+    if torch.compiler.is_compiling():
+        return "torch.compile or torch.export"
+    if torch._C._get_tracing_state() is not None:
+        return TRACING
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "a transform of torch.func"
+    if forward_ad._current_level >= 0:
+        return "forward-mode differentiation"
+    if torch._C._len_torch_dispatch_stack():
+        own = all(getattr(mode, "_mode_key", None) is None for mode in _get_current_dispatch_mode_stack())
+        return WATCHED if own else "make_fx, fake tensors or another tracer of torch's"
+    for tensor in tensors:
+        if tensor is not None and type(tensor) not in _PLAIN:
+            return f"tensors of type {type(tensor).__name__}"
+    return None
+
+
+def differentiates_further(grads: Iterable[Tensor | None]) -> bool:
+    """In a backward pass: whether its own result will be differentiated (create_graph=True) or is being transformed."""
+    if torch.is_grad_enabled() or beyond_eager(grads):
+        return True
+    # torch.autograd.grad(is_grads_batched=True) batches by means of its own, which no level of torch.func shows.
+    return any(grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad) for grad in grads)
+
+
+def reference_gradients(
+    cell: str,
+    cfg: NormConfig,
+    lengths: Tensor | None,
+    stats: Stats | None,
+    inputs: Sequence[Tensor | None],
+    needed: Sequence[bool],
+    grads: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """The backward pass of the reference, which can be differentiated again.
+
+    inputs: x (T, B, D), h0, c0 (None but in the LSTM) and the fields of Params; needed: which of them take a gradient;
+    grads: those of the output and the last states -> the gradients of the inputs, None where not needed.
+    """
+    create = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Of what one input may itself be computed from another, this layer's gradients are to know nothing: each is cut
+        # off by a view, or, where no graph is to grow, by a copy of the reference.
+        values = [
+            v if v is None or not need else (v.view_as(v) if create else v.detach().requires_grad_())
+            for v, need in zip(inputs, needed, strict=True)
+        ]
+        x, h0, c0, *params = values
+        states = (h0,) if c0 is None else (h0, c0)
+        *outputs, _ = getattr(reference, cell)(x, *states, Params(*params), cfg, lengths, stats)  # type: ignore[arg-type]
+        wanted = [n for n, (v, need) in enumerate(zip(values, needed, strict=True)) if need and v is not None]
+        pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
+        result: list[Tensor | None] = [None] * len(values)
+        if pairs and wanted:
+            ends, weights = zip(*pairs, strict=True)
+            sources = [values[n] for n in wanted]
+            found = torch.autograd.grad(ends, sources, weights, create_graph=create, allow_unused=True)  # type: ignore[arg-type]
+            for n, grad in zip(wanted, found, strict=True):
+                result[n] = grad
+    return result
+
+
+def check_call(
+    backend: str,
+    cell: str,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    p: Params,
+    stats: Stats | None = None,
+    lengths: Tensor | None = None,
+) -> None:
+    """What a fast backend asks before it runs, shapes as in `ln.reference`.
+
+    RuntimeError where something goes on that only the reference can follow; ValueError with the first tensor whose
+    size, dtype or device is not what follows from x, h0 and the cell.
+    """
+    reason = beyond_eager((x, h0, c0, *p))
+    if reason and not can_run(backend, reason):
+        raise RuntimeError(refusal(backend, reason))
+    (T, B, D), H = x.shape, h0.shape[-1]
+    G = _GATES[cell] * H
+    dtype, device = x.dtype, x.device
+    sizes = ((G, D), (G, H), (G,), (G,), (G,), (G,), (H,), (H,), (G,))
+    for size, value in zip(((B, H), (B, H), *sizes), (h0, c0, *p), strict=True):
+        if value is not None and (value.shape != size or value.dtype is not dtype or value.device != device):
+            name = next(n for n, v in zip(("h0", "c0", *Params._fields), (h0, c0, *p), strict=True) if v is value)
+            raise ValueError(_mismatch(name, value, size, dtype, device))
+    if stats is not None:
+        for name, value in zip(Stats._fields, stats, strict=True):
+            size = (T, H if name.endswith("_c") else G)
+            if value is not None and (value.shape != size or value.dtype is not dtype or value.device != device):
+                raise ValueError(_mismatch(name, value, size, dtype, device))
+    if lengths is not None and (lengths.shape != (B,) or lengths.dtype is not torch.int64 or lengths.device != device):
+        raise ValueError(_mismatch("lengths", lengths, (B,), torch.int64, device))
+
+
+def can_run(backend: str, beyond: str) -> bool:
+    """Whether a backend is right although something goes on beyond eager code: torch's operations may be watched."""
+    return backend == "reference" or (backend == "torch" and beyond == WATCHED)
+
+
+def refusal(backend: str, reason: str) -> str:
+    """Why a fast backend that was asked for by name does not run."""
+    return f"backend={backend} cannot be seen through by {reason}; ask for backend=auto or backend=reference"
+
+
+def _mismatch(name: str, value: Tensor, size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> str:
+    return (
+        f"{name} must be {size} of {dtype} on {device}, but is {tuple(value.shape)} of {value.dtype} on {value.device}"
+    )
