@@ -4,7 +4,8 @@ import argparse
 from collections import Counter
 
 from ln.suite.errors import Mistake, fail
-from ln.suite.sweeps.wanted import cells, duration, wanted
+from ln.suite.showing.text import duration
+from ln.suite.sweeps.wanted import cells, wanted
 
 
 def main() -> None:

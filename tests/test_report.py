@@ -13,8 +13,9 @@ from ln.suite.errors import Mistake
 from ln.suite.judging.claims import RunsAt, RunsWanted
 from ln.suite.runs.train import carry_out
 from ln.suite.showing.report import conclude, groups, readme_block, terminal_table, with_block
+from ln.suite.showing.text import duration
 from ln.suite.sweeps import wanted as plan
-from ln.suite.sweeps.wanted import cells, duration, wanted
+from ln.suite.sweeps.wanted import cells, wanted
 from tests.conftest import ROOT
 
 

@@ -16,7 +16,7 @@ import types
 import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import yaml
@@ -27,9 +27,6 @@ from ln.kernels import BACKENDS
 from ln.norms import NormConfig
 from ln.suite.errors import Mistake
 from ln.suite.until import Until
-
-if TYPE_CHECKING:
-    from ln.suite.task import Task
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 PROFILES = ("smoke", "laptop", "full")
@@ -127,10 +124,9 @@ def recipe_of(composed: DictConfig) -> Recipe:
         raise Mistake(f"{error.full_key or error.key}: {str(error).splitlines()[0]}") from error
     if not isinstance(values.get("task"), str):
         raise Mistake(f"task={shown(values.get('task'))} must be the import path of a Task")
-    task: type[Task] = imported(values["task"], "task=")
     schema = OmegaConf.structured(Recipe)
     schema.train, schema.norm = OmegaConf.structured(Train), OmegaConf.structured(NormSection)
-    schema.model = OmegaConf.structured(task.Settings)
+    schema.model = OmegaConf.structured(imported(values["task"], "task=").Settings)
     _fill(schema, values, "", settings_of(schema))
     _try_sections(schema.model, "model.")
     try:

@@ -13,9 +13,9 @@ from typing import Any, TextIO
 
 from ln.suite.runs.folder import DONE, FAILED, INTERRUPTED, RUNNING
 from ln.suite.runs.read import COMPLETE, DIVERGED, PARTIAL, read_metrics
+from ln.suite.showing.text import duration
 from ln.suite.sweeps.cells import SweepCell
 from ln.suite.sweeps.launch import BUSY, Notes
-from ln.suite.sweeps.wanted import duration
 
 LOOK_SECONDS = 1.0
 WAITING = "waiting"

@@ -137,11 +137,3 @@ def _state(folder: Path, pace: Pace | None, until: Until) -> tuple[str, float, b
         return status, info["step"] / info["last_step"], until.reached(info)
     records, steps = read_metrics(folder / "metrics.jsonl"), info.get("last_step", pace.last_step if pace else 0)
     return status, min(1.0, records[-1]["step"] / steps) if records and steps else 0.0, False
-
-
-def duration(seconds: float) -> str:
-    """12 s, 3 min, 1 h 20 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

@@ -39,7 +39,7 @@ from ln.suite.showing.page import curves
 from ln.suite.showing.page.found import Found, commit, find_runs, made_with, measured
 from ln.suite.showing.page.pictures import Album, Picture
 from ln.suite.showing.report import groups
-from ln.suite.sweeps.wanted import duration
+from ln.suite.showing.text import duration
 
 HERE = Path(__file__).parent
 MARKS = {REPRODUCED: "✓", SEEN: "✓", NOT_REPRODUCED: "✗", OPPOSITE_SEEN: "✗", UNDECIDED: "≈", NOT_RUN: "–"}
