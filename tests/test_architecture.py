@@ -20,6 +20,7 @@ FLOORS = (
     ("ln.suite.errors",),
     ("ln.suite.files", "ln.suite.until"),
     ("ln.suite.config", "ln.suite.optimizers", "ln.suite.data"),
+    ("ln.suite.overrides",),
     ("ln.suite.task",),
     ("ln.suite.runs",),
     ("ln.train",),
