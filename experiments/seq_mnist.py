@@ -77,12 +77,12 @@ class Reader(nn.Module):
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Orthogonal weights, but the identity from state to candidate; forget bias 1, in every norm (both as in the
-        published code)."""
+        """As in the published code, under every norm: the identity from state to candidate; one orthogonal matrix
+        (H, 3H) from state to the three gates, whose columns it shares out; forget bias 1."""
         hidden = self.lstm.hidden_size
         weight_ih = nn.init.orthogonal_(torch.empty(4 * hidden, 1))
-        weight_hh = torch.cat([nn.init.orthogonal_(torch.empty(hidden, hidden)) for _ in range(4)])
-        weight_hh[2 * hidden : 3 * hidden] = torch.eye(hidden)
+        i, f, o = nn.init.orthogonal_(torch.empty(hidden, 3 * hidden)).t().chunk(3)
+        weight_hh = torch.cat([i, f, torch.eye(hidden), o])
         self.lstm.set_weight("weight_ih_l0", weight_ih)
         self.lstm.set_weight("weight_hh_l0", weight_hh)
         for name in ("bias_ih_l0", "bias_hh_l0"):

@@ -194,11 +194,13 @@ def summed_inputs(task: ConvNet, seed: int, images: Tensor) -> list[Tensor]:
     return found
 
 
-@pytest.mark.parametrize("experiment", ["convnet", "convnet_mean_only"])
+@pytest.mark.parametrize(
+    ("experiment", "norm"), [("convnet", "weight"), ("convnet_mean_only", "weight"), ("convnet", "none")]
+)
 def test_data_dependent_initialization_gives_zero_mean_and_unit_variance(
-    recipe: Make, monkeypatch: pytest.MonkeyPatch, experiment: str
+    recipe: Make, monkeypatch: pytest.MonkeyPatch, experiment: str, norm: str
 ) -> None:
-    task = task_of(recipe(f"experiment={experiment}", "norm=weight", "model.train_examples=700"))
+    task = task_of(recipe(f"experiment={experiment}", f"norm={norm}", "model.train_examples=700"))
     before = [layer.linear.weight.detach().clone() for layer in task.model.layers]
     used: list[tuple[int, Tensor]] = []
     genuine = task.model.initialize

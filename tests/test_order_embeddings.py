@@ -32,6 +32,7 @@ from ln.suite.data import Source
 from ln.suite.data.precomp import CAPTIONS, Captioned
 from ln.suite.data.scenes import more_general
 from ln.suite.runs.read import read_metrics
+from ln.suite.runs.step import Step
 from ln.suite.runs.train import carry_out
 
 Make = Callable[..., Recipe]
@@ -358,3 +359,18 @@ def test_pictures_of_features_without_pictures_show_names_and_captions(recipe: M
         task.draw(tmp_path)
     assert (tmp_path / "retrievals.png").stat().st_size > 10_000
     assert not (tmp_path / "order.png").exists()
+
+
+def test_gradients_are_cut_by_the_published_codes_tensors(recipe: Make) -> None:
+    """Weights, biases and gains of both gates are one tensor each there, the candidate's another."""
+    made = recipe("experiment=order_embeddings", "norm=layer", "train.clip_norm=0.001")
+    task = OrderEmbeddings(made, OrderEmbeddings.find("embedded"), torch.device("cpu"))
+    optimizer = torch.optim.SGD(task.model.parameters(), lr=0.0)
+    Step(task, optimizer, made.train)(task.batch(0))
+    H = made.model.hidden
+    for name, parameter in task.model.named_parameters():
+        assert parameter.grad is not None
+        parts = parameter.grad.split([2 * H, H]) if name.startswith("gru.") else [parameter.grad]
+        for part in parts:
+            if part.any():
+                assert float(part.norm()) == pytest.approx(0.001, rel=0.05), name

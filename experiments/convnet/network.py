@@ -102,11 +102,12 @@ class Layer(nn.Module):
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> Tensor:
-        """Give the summed inputs of this batch mean 0 and variance 1 in each channel by weight norm's g and b; the
-        layer's output for the batch."""
+        """Give the summed inputs of this batch mean 0 and variance 1 in each channel, by weight norm's g (the weights
+        where there is no norm) and b; the layer's output for the batch."""
         summed = self.linear(x)
         variance, mean = torch.var_mean(summed, [d for d in range(summed.ndim) if d != 1], correction=0, keepdim=True)
-        gain: Tensor = self.linear.parametrizations.weight.original0  # type: ignore[assignment,union-attr]
+        parametrized = hasattr(self.linear, "parametrizations")
+        gain: Tensor = self.linear.parametrizations.weight.original0 if parametrized else self.linear.weight  # type: ignore[assignment,union-attr]
         gain.div_(variance.sqrt().view(-1, *[1] * (gain.ndim - 1)))
         if isinstance(self.linear.bias, nn.Parameter):
             self.linear.bias.copy_((self.linear.bias - mean.flatten()) / variance.sqrt().flatten())
@@ -188,7 +189,7 @@ class ConvPool(nn.Sequential):
 
     @torch.no_grad()
     def initialize(self, images: Tensor) -> None:
-        """Weight norm's data-dependent initialization (section 3 of Salimans & Kingma) on one batch (B, C, A, A), with
+        """The data-dependent initialization (section 3 of Salimans & Kingma) on one batch (B, C, A, A), with
         noise and dropout as in training."""
         for module in self:
             images = module.initialize(images) if isinstance(module, Layer) else module(images)

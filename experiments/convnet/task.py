@@ -73,10 +73,10 @@ class ConvNet(Task):
     def schedule(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """In the second half of training the learning rate falls to 0 by equal steps, one an epoch, and beta1 is 0.5.
 
-        Weight norm's data-dependent initialization is done here, before the very first step: a run that goes on from
-        its checkpoint never comes back to it.
+        The data-dependent initialization of weight norm, and of the network without a norm, is done here, before the
+        very first step: a run that goes on from its checkpoint never comes back to it.
         """
-        if step == 0 and self.recipe.norm.traits.reparameterizes:
+        if step == 0 and not self.recipe.norm.traits.normalizes:
             self.initialize()
         epoch = step // self.steps_per_epoch
         factor = min(1.0, 2 * (1 - epoch / self.epochs))
@@ -87,7 +87,7 @@ class ConvNet(Task):
                 group["betas"] = (LATE_BETA1 if epoch >= self.epochs / 2 else beta1, beta2)
 
     def initialize(self) -> None:
-        """Weight norm's initialization on a batch of training images; a function of the seed alone."""
+        """The data-dependent initialization on a batch of training images; a function of the seed alone."""
         seed = stream_seed(self.recipe.seed, "data-dependent initialization")
         chosen = torch.randperm(self.examples["train"], generator=torch.Generator().manual_seed(seed))
         devices = [self.device] if self.device.type == "cuda" else []

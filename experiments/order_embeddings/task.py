@@ -5,6 +5,7 @@ Shapes: S sentences, V images, B batch, T words, D features, H embedding.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -99,6 +100,12 @@ class OrderEmbeddings(Task):
         s, v = self.embedding.sentences(words, lengths), self.embedding.images(features)
         with record_function("pairwise loss"):
             return {"loss": contrastive_loss(self.errors(s, v), self.recipe.model.margin)}
+
+    def tensors(self, name: str, gradient: Tensor) -> Sequence[Tensor]:
+        """The published GRU keeps the weights, biases and gains of both gates in one tensor, the candidate's in
+        another."""
+        H = self.embedding.gru.hidden_size
+        return gradient.split([2 * H, H]) if name.startswith("gru.") else (gradient,)
 
     def errors(self, s: Tensor, v: Tensor) -> Tensor:
         return errors(s, v, self.embedding.symmetric)

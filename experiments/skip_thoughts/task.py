@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from experiments.skip_thoughts import evaluation
 from experiments.skip_thoughts.evaluation import Protocol
 from ln import GRU, NormConfig
-from ln.suite.config import Recipe, recipe_of, zero_allowed
+from ln.suite.config import Recipe, recipe_of
 from ln.suite.data import Source, books, resolve, sentence_sets
 from ln.suite.data.book_batches import SameLength, permuted
 from ln.suite.data.vocabulary import EOS, UNKNOWN, padded
@@ -28,6 +28,7 @@ from ln.suite.runs.read import finished_run
 from ln.suite.showing.figures import new_figure, save
 from ln.suite.task import Task, stream_seed
 
+WEIGHT_RANGE = 0.1
 ENCODE_BATCH = 256
 EVALUATION_TRIPLES = 64  # at a time
 QUERIES, NEIGHBOURS = 8, 3  # of the picture
@@ -40,8 +41,6 @@ class Settings:
     hidden: int = 2400
     words: int = 620  # numbers of a word's vector
     vocabulary: int = 20000
-    weight_range: float = 0.1  # of all initial weights but the recurrent ones, which are orthogonal
-    update_bias: float = zero_allowed(0.0)  # initial bias of the update gates; above 0 words are remembered longer
     evaluate_triples: int = 10000  # of the held-out books
     pool: int = 50000  # sentences of the training books among which nearest ones are sought
     along: Protocol = field(default_factory=Protocol)  # at the checkpoints
@@ -51,15 +50,7 @@ class Settings:
 class SkipThoughts(nn.Module):
     """Encoder, decoders of the next and of the previous sentence, and the embedding and softmax that they share."""
 
-    def __init__(
-        self,
-        vocabulary: int,
-        words: int,
-        hidden: int,
-        norm: NormConfig,
-        weight_range: float = 0.1,
-        update_bias: float = 0.0,
-    ) -> None:
+    def __init__(self, vocabulary: int, words: int, hidden: int, norm: NormConfig) -> None:
         super().__init__()
         if norm.traits.population:
             norm = dataclasses.replace(norm, max_steps=books.SHORTER_THAN)  # the longest sentence and its end
@@ -67,11 +58,12 @@ class SkipThoughts(nn.Module):
         self.encoder = GRU(words, hidden, norm=norm)
         self.decoders = nn.ModuleList(GRU(words, hidden, norm=norm) for _ in ("next", "previous"))
         self.output = nn.Linear(hidden, vocabulary)
-        self.reset(weight_range, update_bias)
+        self.reset()
 
     @torch.no_grad()
-    def reset(self, reach: float, update_bias: float) -> None:
-        """Uniform in +-reach, recurrent weights orthogonal gate by gate; all biases 0 but the update gates'."""
+    def reset(self) -> None:
+        """As in the published code: uniform in +-0.1, recurrent weights orthogonal gate by gate, all biases 0."""
+        reach = WEIGHT_RANGE
         for weight in (self.embedding.weight, self.output.weight):
             nn.init.uniform_(weight, -reach, reach)
         nn.init.zeros_(self.output.bias)
@@ -82,7 +74,6 @@ class SkipThoughts(nn.Module):
             gru.set_weight("weight_hh_l0", torch.cat(gates))
             for name in ("bias_ih_l0", "bias_hh_l0"):
                 nn.init.zeros_(gru.get_parameter(name))
-            gru.get_parameter("bias_ih_l0")[hidden : 2 * hidden] = update_bias
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """(B, H) the sentences' vectors: the encoder's state after each one's end; ids (T, B), lengths (B)."""
@@ -145,7 +136,7 @@ class SkipThoughtsTask(Task):
             if not count:
                 raise Mistake(f"{source.name}: the {split} books hold no three short sentences in a row")
         sizes = (len(self.vocabulary), self.settings.words, self.settings.hidden)
-        self.model = SkipThoughts(*sizes, recipe.norm, self.settings.weight_range, self.settings.update_bias)
+        self.model = SkipThoughts(*sizes, recipe.norm)
         self.order = SameLength(
             self.books.splits["train"], recipe.train.batch_size, lambda epoch: stream_seed(recipe.seed, "order", epoch)
         )

@@ -99,7 +99,13 @@ def at_profile(smoke: Any, laptop: Any, full: Any, *, _root_: DictConfig) -> Any
     return dict(zip(PROFILES, (smoke, laptop, full), strict=True))[_root_.profile]
 
 
+def by_norm(values: DictConfig, *, _root_: DictConfig) -> Any:
+    """`${by_norm:{none:0.003,layer:0.001}}`: a setting chosen for each norm; one that is not named has `none`'s."""
+    return values.get(_root_.norm.name, values["none"])
+
+
 OmegaConf.register_new_resolver("at", at_profile, replace=True)
+OmegaConf.register_new_resolver("by_norm", by_norm, replace=True)
 
 
 def imported(path: str, said: str = "") -> Any:

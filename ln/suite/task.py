@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar
@@ -54,6 +54,11 @@ class Task:
         """Scalars by name; `loss` is minimized, and each is logged as `train_<name>`, its mean since the last
         evaluation."""
         raise NotImplementedError
+
+    def tensors(self, name: str, gradient: Tensor) -> Sequence[Tensor]:
+        """What clipping tensor by tensor takes for one tensor: the gradient of the parameter `name`, or views of it
+        where the published code has several."""
+        return (gradient,)
 
     def evaluate(self, split: str) -> dict[str, float]:
         """Metrics of the model on a split, in evaluation mode and without gradients; logged as `<split>_<name>`."""

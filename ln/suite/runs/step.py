@@ -100,8 +100,11 @@ class Step:
         if limit is None:
             return
         if self.train.clip_per_tensor:
-            for parameter in self.parameters:
-                torch.nn.utils.clip_grad_norm_(parameter, limit)
+            for name, parameter in self.task.model.named_parameters():
+                if parameter.grad is not None:
+                    for part in self.task.tensors(name, parameter.grad):
+                        # Without asking how long it is, which would make a GPU wait.
+                        part.mul_((limit / (torch.linalg.vector_norm(part) + 1e-6)).clamp(max=1.0))
         else:
             torch.nn.utils.clip_grad_norm_(self.parameters, limit)
 
