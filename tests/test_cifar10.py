@@ -107,18 +107,99 @@ def test_cifar10_that_is_nowhere_says_where_it_looked(tmp_path: Path, monkeypatc
     def refuse(*arguments: object, **more: object) -> None:
         raise RuntimeError("Error downloading cifar-10-python.tar.gz")
 
-    refuse.base_folder, refuse.filename = CIFAR10.base_folder, CIFAR10.filename  # type: ignore[attr-defined]
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LN_DATA", raising=False)
-    monkeypatch.setattr(torchvision.datasets, "CIFAR10", refuse)
-    with pytest.raises(Missing, match=r"cifar-10-batches-py .*is not in data and could not be downloaded"):
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", refuse)
+    with pytest.raises(Missing, match=r"cifar-10-batches-py.* is not whole in data and could not be downloaded"):
         cifar10.original()
     assert resolve("auto", FINDERS).status == "embedded"
+
+
+def binary(folder: Path, train_files: int, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
+    """So many training files of twenty images in the binary layout, and the test file; their rows by name."""
+    monkeypatch.setattr(cifar10, "IMAGES_OF_A_FILE", 20)
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    rows = {}
+    for name in [f"data_batch_{number}.bin" for number in range(1, train_files + 1)] + ["test_batch.bin"]:
+        rows[name] = rng.integers(0, 256, (20, 3073), dtype=np.uint8)
+        rows[name][:, 0] = np.arange(20) % 10
+        rows[name].tofile(folder / name)
+    return rows
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data folder that holds nothing yet, and no network."""
+
+    def refuse(*arguments: object, **more: object) -> None:
+        raise RuntimeError("no network")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LN_DATA", str(tmp_path / "data, 'ünïcode' "))
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", refuse)
+    return tmp_path / "data, 'ünïcode' "
+
+
+@pytest.mark.parametrize("below", ["cifar-10-batches-bin", ".", "cifar-10", "CIFAR10/cifar-10-batches-bin"])
+def test_the_whole_binary_layout_is_original(elsewhere: Path, below: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = binary(elsewhere / below, 5, monkeypatch)
+    source = cifar10.original(valid=10)
+    assert (source.name, source.status) == ("CIFAR-10", "original")
+    pictures = source.load()
+    assert [len(pictures.images[split]) for split in ("train", "valid", "test")] == [90, 10, 20]
+    assert torch.equal(pictures.images["train"][20].flatten(), torch.from_numpy(rows["data_batch_2.bin"][0, 1:]))
+    assert pictures.labels["valid"].tolist() == list(range(10))
+    assert pictures.labels["test"].dtype == torch.int64
+
+
+def test_a_binary_layout_that_is_wrong_is_a_mistake(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = elsewhere / cifar10.BINARY_FOLDER
+    rows = binary(folder, 5, monkeypatch)["data_batch_3.bin"]
+    for damage, said in {
+        "cut short": "data_batch_3.bin is cut short or altered: it must hold 20 images",
+        "a label": "data_batch_3.bin is altered: a label is 10",
+        "a class": "its classes have not as many images as each other",
+    }.items():
+        changed = rows.copy()
+        changed[0, 0] = {"a label": 10, "a class": 3}.get(damage, 0)
+        (folder / "data_batch_3.bin").write_bytes(changed.tobytes()[: -5 if damage == "cut short" else None])
+        with pytest.raises(Mistake, match=said):
+            resolve("auto", FINDERS)
+
+
+def test_a_part_of_cifar10_stands_in_for_it_before_digits_do(elsewhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = elsewhere / cifar10.BINARY_FOLDER
+    rows = binary(folder, 2, monkeypatch)
+    (folder / "test_batch.bin").rename(folder / "test_batch_first_20.bin")
+    monkeypatch.setattr(mnist, "original", mnist.embedded)
+    finders = {"original": cifar10.original, "substitute": cifar10.substitute, "embedded": cifar10.embedded}
+    source = resolve("auto", finders)
+    assert (source.name, source.status) == ("CIFAR-10, 40 training and 20 test images of it", "substitute")
+    pictures = source.load()
+    assert [len(pictures.images[split]) for split in ("train", "valid", "test")] == [36, 4, 20]
+    assert torch.equal(pictures.images["valid"][-1].flatten(), torch.from_numpy(rows["data_batch_2.bin"][-1, 1:]))
+    with pytest.raises(Missing, match=r"is not whole in .*could not be downloaded .no network"):
+        cifar10.original()
+    (folder / "data_batch_2.bin").write_bytes(b"1234")
+    with pytest.raises(Mistake, match=r"data_batch_2.bin is cut short: 4 bytes"):
+        cifar10.substitute()
+
+
+def test_python_batches_may_lie_in_the_data_folder_itself(small_cifar: Path) -> None:
+    before = cifar10.original(valid=8)
+    for path in list(small_cifar.iterdir()):
+        path.rename(small_cifar.parent / path.name)
+    small_cifar.rmdir()
+    found = cifar10.original(valid=8)
+    assert found.identity == before.identity
+    assert found.load().labels["test"].tolist() == [0, 1, 2, 3, 4, 5]
 
 
 def test_digits_stand_in_for_cifar10(monkeypatch: pytest.MonkeyPatch) -> None:
     digits = mnist.embedded().load()
     monkeypatch.setattr(mnist, "original", mnist.embedded)
+    monkeypatch.setattr(cifar10, "data_folders", list)
     source = cifar10.substitute()
     assert source.status == "substitute"
     images = source.load().images["test"]

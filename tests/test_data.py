@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import torchvision.datasets
 
+import ln.suite.data
 from ln.suite.data import Missing, Source, made_once, mnist, resolve
 from ln.suite.errors import Mistake
 
@@ -61,6 +63,30 @@ def test_a_damaged_file_is_an_error_and_nothing_else_is_taken_in_its_place(small
         resolve("auto", {"original": mnist.original, "embedded": mnist.embedded})
 
 
+@pytest.mark.parametrize("spelling", ["train-images-idx3-ubyte", "train-images.idx3-ubyte"])
+@pytest.mark.parametrize("below", ["MNIST/raw", "MNIST", "mnist"])
+def test_unpacked_files_are_the_same_data(
+    small_mnist: Path, monkeypatch: pytest.MonkeyPatch, spelling: str, below: str
+) -> None:
+    packed = mnist.original(valid=1)
+    digits, plain = packed.load(), {}
+    folder = small_mnist.parents[1] / below
+    folder.mkdir(exist_ok=True)
+    for path in sorted(small_mnist.iterdir()):
+        content, name = gzip.decompress(path.read_bytes()), path.name.removesuffix(".gz")
+        plain[name] = hashlib.sha256(content).hexdigest()
+        path.unlink()
+        (folder / (name.replace("-idx", ".idx") if "." in spelling else name)).write_bytes(content)
+    monkeypatch.setattr(mnist, "UNPACKED", {name: plain[name] for name in mnist.UNPACKED})
+    unpacked = mnist.original(valid=1)
+    assert unpacked.identity == packed.identity
+    assert torch.equal(unpacked.load().images["train"], digits.images["train"])
+    path = folder / spelling
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(Mistake, match=f"{spelling} is cut short or altered"):
+        mnist.original(valid=1)
+
+
 @pytest.fixture
 def _nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*arguments: object, **more: object) -> None:
@@ -69,6 +95,7 @@ def _nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("LN_DATA", raising=False)
     monkeypatch.setattr(torchvision.datasets, "MNIST", refuse)
+    ln.suite.data._say_once.cache_clear()
 
 
 @pytest.mark.usefixtures("_nowhere")

@@ -1,17 +1,20 @@
-"""CIFAR-10's small photographs, else MNIST's digits, else scikit-learn's; and ZCA whitening.
+"""CIFAR-10's small photographs, else a part of them, MNIST's digits, else scikit-learn's; and ZCA whitening.
 
 Shapes: N images, C channels, A side of an image, P = C A A pixels. Images are (N, C, A, A) uint8, labels (N,) int64.
 """
 
 import hashlib
+import pickle
 import tarfile
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from ln.suite.data import Missing, Source, cache_folder, data_folders, made_once, mnist
+from ln.suite.data import Missing, Source, cache_folder, data_folders, made_once, mnist, sha256_of
 from ln.suite.errors import Mistake
 
 RIDGE = 1e-5  # added to the covariance's eigenvalues (Salimans & Kingma's code)
@@ -20,6 +23,11 @@ RIDGE = 1e-5  # added to the covariance's eigenvalues (Salimans & Kingma's code)
 DIGITS_RIDGE = 0.1
 ENLARGED = 3  # the embedded digits' 8 pixels become 24: two poolings and a 3x3 convolution need at least 12
 FIT_CHUNK = 5000  # images in float64 at a time
+CLASSES, SHAPE = 10, (3, 32, 32)
+BINARY_FOLDER = "cifar-10-batches-bin"
+BINARY = (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin")
+IMAGES_OF_A_FILE, ROW = 10_000, 1 + 3 * 32 * 32
+VALID_SHARE = 10  # one of so many training images is for validation
 
 
 @dataclass(frozen=True)
@@ -65,9 +73,11 @@ def scaled(images: Tensor) -> Tensor:
 
 
 def original(valid: int = 5000) -> Source:
-    """CIFAR-10, from the data folders, unpacked or as its archive, or downloaded by torchvision.
+    """CIFAR-10 whole, from the data folders, unpacked in its Python or its binary layout or as the Python archive, or
+    downloaded by torchvision.
 
-    It is checked by the md5 sums that torchvision carries. The last `valid` training images are the validation split.
+    The Python layout is checked by the md5 sums that torchvision carries, the binary one by its sizes and by each
+    class's 5,000 and 1,000 images. The last `valid` training images are the validation split.
 
     Raises:
         Missing: it is nowhere and cannot be downloaded.
@@ -77,20 +87,32 @@ def original(valid: int = 5000) -> Source:
 
     looked = []
     for folder in data_folders():
-        if (folder / CIFAR10.base_folder).is_dir():
-            return _checked(folder, valid)
+        for place in _places(folder):
+            if place.name == CIFAR10.base_folder or (place / CIFAR10.train_list[0][0]).is_file():
+                return _checked(place, valid)
+            if all((place / name).is_file() for name in BINARY):
+                return _binary(place, valid)
         if (folder / CIFAR10.filename).is_file():
-            return _checked(_unpacked(folder / CIFAR10.filename), valid)
+            return _checked(_unpacked(folder / CIFAR10.filename) / CIFAR10.base_folder, valid)
         looked.append(str(folder))
     try:
         CIFAR10("data", download=True)
     except Exception as error:
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise Missing(
-            f"CIFAR-10 ({CIFAR10.base_folder} or {CIFAR10.filename}) is not in {' or '.join(looked)} and could not be "
-            f"downloaded ({reason[0]}); get the archive and put it there"
+            f"CIFAR-10 ({CIFAR10.base_folder}, {BINARY_FOLDER} or {CIFAR10.filename}) is not whole in "
+            f"{' or '.join(looked)} and could not be downloaded ({reason[0]}); get the archive and put it there"
         ) from error
-    return _checked(Path("data"), valid)
+    return _checked(Path("data", CIFAR10.base_folder), valid)
+
+
+def _places(folder: Path) -> list[Path]:
+    """Where below a data folder the set may lie unpacked."""
+    from torchvision.datasets import CIFAR10
+
+    around = [folder, *(folder / name for name in ("cifar-10", "cifar10", "CIFAR10"))]
+    places = [place / name for name in (CIFAR10.base_folder, BINARY_FOLDER, ".") for place in around]
+    return [place for place in places if place.is_dir()]
 
 
 def _check_md5(path: Path, expected: str) -> None:
@@ -118,35 +140,105 @@ def _unpacked(archive: Path) -> Path:
     return made_once(cache_folder("cifar10") / CIFAR10.tgz_md5[:16], unpack)
 
 
-def _checked(root: Path, valid: int) -> Source:
+def _checked(folder: Path, valid: int) -> Source:
     from torchvision.datasets import CIFAR10
 
     sums = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]
     for name, md5 in sums:
-        _check_md5(root / CIFAR10.base_folder / name, md5)
+        _check_md5(folder / name, md5)
     combined = hashlib.sha256("".join(md5 for _, md5 in sums).encode()).hexdigest()
-    return Source("CIFAR-10", "original", combined, lambda: _read(root, valid))
+    train, test = ([folder / name for name, _ in files] for files in (CIFAR10.train_list, CIFAR10.test_list))
+    return Source("CIFAR-10", "original", combined, lambda: _split(_read_pickles(train), _read_pickles(test), valid))
 
 
-def _read(root: Path, valid: int) -> Pictures:
-    from torchvision.datasets import CIFAR10
+Labelled = tuple[np.ndarray, np.ndarray]  # images (N, 3, 32, 32) uint8 and labels (N,)
 
-    train, test = CIFAR10(root, train=True), CIFAR10(root, train=False)
-    images, test_images = (torch.from_numpy(part.data).permute(0, 3, 1, 2).contiguous() for part in (train, test))
-    labels, test_labels = (torch.tensor(part.targets) for part in (train, test))
+
+def _read_pickles(paths: list[Path]) -> Labelled:
+    """Files of the Python layout, whose checksums are known to be right."""
+    batches = [pickle.loads(path.read_bytes(), encoding="latin1") for path in paths]
+    images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, *SHAPE)
+    return images, np.concatenate([batch["labels"] for batch in batches])
+
+
+def _read_binary(paths: list[Path]) -> Labelled:
+    """Files of the binary layout: for each image its label, then its red, green and blue bytes.
+
+    Raises:
+        Mistake: a file that holds no whole number of images, or a label that is none.
+    """
+    rows = []
+    for path in paths:
+        raw = np.fromfile(path, np.uint8)
+        if len(raw) == 0 or len(raw) % ROW:
+            raise Mistake(f"{path} is cut short: {len(raw)} bytes are no whole number of images; get it again")
+        rows.append(raw.reshape(-1, ROW))
+        if rows[-1][:, 0].max() >= CLASSES:
+            raise Mistake(f"{path} is altered: a label is {rows[-1][:, 0].max()} and not 0 ... 9; get it again")
+    whole = np.concatenate(rows)
+    return whole[:, 1:].reshape(-1, *SHAPE), whole[:, 0]
+
+
+def _binary(folder: Path, valid: int) -> Source:
+    """The whole set in its binary layout."""
+    paths = [folder / name for name in BINARY]
+    for path in paths:
+        if path.stat().st_size != IMAGES_OF_A_FILE * ROW:
+            raise Mistake(f"{path} is cut short or altered: it must hold {IMAGES_OF_A_FILE} images; get it again")
+    train, test = _read_binary(paths[:-1]), _read_binary(paths[-1:])
+    for (_, labels), files in ((train, len(paths) - 1), (test, 1)):
+        if (np.bincount(labels, minlength=CLASSES) != files * IMAGES_OF_A_FILE // CLASSES).any():
+            raise Mistake(f"{folder} is not CIFAR-10: its classes have not as many images as each other; get it again")
+    key = hashlib.sha256("".join(map(sha256_of, paths)).encode()).hexdigest()
+    return Source(
+        "CIFAR-10", "original", key, lambda: _split(_read_binary(paths[:-1]), _read_binary(paths[-1:]), valid)
+    )
+
+
+def _load_binary(train: list[Path], test: list[Path], valid: int) -> Pictures:
+    return _split(_read_binary(train), _read_binary(test), valid)
+
+
+def _split(train: Labelled, test: Labelled, valid: int) -> Pictures:
+    images, labels, test_images, test_labels = (torch.from_numpy(np.ascontiguousarray(a)) for a in (*train, *test))
     return Pictures(
         {"train": images[:-valid], "valid": images[-valid:], "test": test_images},
-        {"train": labels[:-valid], "valid": labels[-valid:], "test": test_labels},
+        {"train": labels[:-valid].long(), "valid": labels[-valid:].long(), "test": test_labels.long()},
         RIDGE,
     )
 
 
-def substitute() -> Source:
-    """MNIST's digits as they are, 28 x 28 in one channel.
+def part() -> Source:
+    """Some of CIFAR-10 in its binary layout, `data_batch*.bin` and `test_batch*.bin`; the last tenth of the training
+    images is the validation split, as in the whole.
 
-    Raises: as `mnist.original`.
+    Raises:
+        Missing: there is none.
+        Mistake: a file is cut short or altered.
     """
-    source = mnist.original()
+    looked = []
+    for place in (place for folder in data_folders() for place in _places(folder)):
+        train, test = (sorted(place.glob(f"{kind}_batch*.bin")) for kind in ("data", "test"))
+        if train and test:
+            counts = [sum(path.stat().st_size for path in paths) // ROW for paths in (train, test)]
+            _read_binary([*train, *test])
+            key = hashlib.sha256("".join(map(sha256_of, [*train, *test])).encode()).hexdigest()
+            name = f"CIFAR-10, {counts[0]:,} training and {counts[1]:,} test images of it"
+            valid = max(1, counts[0] // VALID_SHARE)
+            return Source(name, "substitute", key, partial(_load_binary, train, test, valid))
+        looked.append(str(place))
+    raise Missing(f"no part of CIFAR-10 (data_batch*.bin, test_batch*.bin) is in {' or '.join(looked) or 'data'}")
+
+
+def substitute() -> Source:
+    """A part of CIFAR-10, else MNIST's digits as they are, 28 x 28 in one channel.
+
+    Raises: as `part` and `mnist.original`.
+    """
+    try:
+        return part()
+    except Missing:
+        source = mnist.original()
     return replace(source, status="substitute", load=lambda: _grey(source.load(), 1))
 
 

@@ -20,6 +20,14 @@ FILES = {
     "t10k-images-idx3-ubyte.gz": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
     "t10k-labels-idx1-ubyte.gz": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
 }
+# The same files unpacked, which some copies call train-images.idx3-ubyte.
+UNPACKED = {
+    "train-images-idx3-ubyte": "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+    "train-labels-idx1-ubyte": "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+    "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+    "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+}
+FOLDERS = ("MNIST/raw", "MNIST", "mnist")
 
 
 @dataclass(frozen=True)
@@ -50,9 +58,9 @@ def original(valid: int = 5000) -> Source:
         Mistake: a file is cut short or altered.
     """
     looked = []
-    for folder in (folder / "MNIST" / "raw" for folder in data_folders()):
-        if all((folder / name).exists() for name in FILES):
-            return _checked(folder, valid)
+    for folder in (folder / below for folder in data_folders() for below in FOLDERS):
+        if files := _files(folder):
+            return _checked(files, valid)
         looked.append(str(folder))
     try:
         from torchvision.datasets import MNIST
@@ -64,27 +72,34 @@ def original(valid: int = 5000) -> Source:
             f"MNIST ({', '.join(FILES)}) is not in {' or '.join(looked)} and could not be downloaded ({reason[0]}); "
             "get the four files and put them there"
         ) from error
-    return _checked(Path("data/MNIST/raw"), valid)
+    files = _files(Path("data/MNIST/raw"))
+    assert files
+    return _checked(files, valid)
 
 
-def _checked(folder: Path, valid: int) -> Source:
-    for name, sha256 in FILES.items():
-        check_sha256(folder / name, sha256)
+def _files(folder: Path) -> list[tuple[Path, str]]:
+    """The four files as they lie in a folder, packed or not, with the checksums they must have; [] unless all do."""
+    found = []
+    for (packed, sha256), (plain, plain_sha256) in zip(FILES.items(), UNPACKED.items(), strict=True):
+        forms = [(packed, sha256), (plain, plain_sha256), (plain.replace("-idx", ".idx"), plain_sha256)]
+        found += [(folder / name, expected) for name, expected in forms if (folder / name).is_file()][:1]
+    return found if len(found) == len(FILES) else []
+
+
+def _checked(files: list[tuple[Path, str]], valid: int) -> Source:
+    for path, sha256 in files:
+        check_sha256(path, sha256)
+    # Packed or not they hold the same digits, so a run is the same run whichever were there.
     combined = hashlib.sha256("".join(FILES.values()).encode()).hexdigest()
-    return Source("MNIST", "original", combined, lambda: _read(folder, valid))
+    return Source("MNIST", "original", combined, lambda: _read([path for path, _ in files], valid))
 
 
-def _read(folder: Path, valid: int) -> Digits:
-    def images(name: str) -> Tensor:
-        raw = np.frombuffer(gzip.decompress((folder / name).read_bytes()), np.uint8, offset=16)
-        return torch.from_numpy(raw.reshape(-1, 784).astype(np.float32) / 255)
-
-    def labels(name: str) -> Tensor:
-        raw = np.frombuffer(gzip.decompress((folder / name).read_bytes()), np.uint8, offset=8)
-        return torch.from_numpy(raw.astype(np.int64))
-
-    train_images, train_labels, test_images, test_labels = FILES
-    return split(images(train_images), labels(train_labels), images(test_images), labels(test_labels), valid)
+def _read(paths: list[Path], valid: int) -> Digits:
+    raw = [gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes() for path in paths]
+    images = [np.frombuffer(raw[i], np.uint8, offset=16).reshape(-1, 784).astype(np.float32) / 255 for i in (0, 2)]
+    labels = [np.frombuffer(raw[i], np.uint8, offset=8).astype(np.int64) for i in (1, 3)]
+    train, train_labels, test, test_labels = (torch.from_numpy(a) for a in (images[0], labels[0], images[1], labels[1]))
+    return split(train, train_labels, test, test_labels, valid)
 
 
 def embedded() -> Source:
