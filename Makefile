@@ -72,7 +72,7 @@ profile-%: $(READY) ## Show where the time of a training step goes at the paper'
 findings: $(READY) ## Where the paper disagrees with its own figures: results/FINDINGS.md (ONLY=<name> prints one)
 	@$(PY) -m scripts.findings $(results) $${ONLY:+"--only=$$ONLY"}
 
-.PHONY: findings dashboard wandb-sync dashboards readme report bench bench-train test lint clean
+.PHONY: findings dashboard wandb-sync dashboards readme report bench bench-train torture test lint clean
 readme: $(READY) ## Rewrite the README's results table and list of findings
 	@$(PY) -m scripts.readme
 
@@ -95,6 +95,9 @@ bench: $(READY) ## Time the recurrent layers against their peers
 
 bench-train: $(READY) ## Time the training loop against a bare PyTorch loop
 	@$(PY) -m scripts.bench_train
+
+torture: $(READY) ## Kill, stop, starve and damage runs in all ways we know (about ten minutes)
+	@$(PY) -m tests.torture
 
 test: $(READY) ## Run the tests
 	@$(PY) -m pytest -n 2 --dist loadfile $(PYTEST)

@@ -5,6 +5,7 @@ import argparse
 from pathlib import Path
 
 from ln.suite.errors import Mistake, fail
+from ln.suite.files import write_text
 from ln.suite.judging.findings import finding, findings
 from ln.suite.showing.findings import in_full, page, short_list
 
@@ -25,7 +26,7 @@ def main() -> None:
     except Mistake as mistake:
         fail(mistake)
     path = folder / "FINDINGS.md"
-    path.write_text(page(found))
+    write_text(path, page(found))
     print(f"{short_list(found)}\n\n{path}")
 
 

@@ -2,14 +2,20 @@
 
 import argparse
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 
+from ln.suite.config import Recipe, names
 from ln.suite.errors import Mistake, fail
 from ln.suite.overrides import check_overrides, words
-from ln.suite.sweeps.cells import Definition, definitions, plan
+from ln.suite.runs.folder import INTERRUPTED
+from ln.suite.sweeps.cells import Definition, SweepCell, definitions, plan
 from ln.suite.sweeps.conclude import closing_lines, conclude_sweep
-from ln.suite.sweeps.launch import launcher_arguments, notes_for, run_cells, stop_requests
-from ln.suite.sweeps.preflight import check_runs
+from ln.suite.sweeps.launch import Outcome, launcher_arguments, notes_for, run_cells, run_in_turn, stop_requests
+from ln.suite.sweeps.preflight import check_runs, recipes_of
+from ln.suite.sweeps.published import in_words, published
 from ln.suite.sweeps.table import watched
+from ln.suite.sweeps.wanted import cells, wanted
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -40,18 +46,52 @@ def given(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return arguments
 
 
-def sweep(arguments: argparse.Namespace, jobs: int, launcher: str = "local") -> int:
-    """Carry out what the arguments ask for, `jobs` runs at a time, and conclude; the command's exit status."""
-    swept = plan(arguments.group, arguments.profile, arguments.results, arguments.norms, arguments.seeds)
-    check_runs([[*lists, *arguments.overrides] for lists in swept.multiruns], here=launcher == "local")
-    chosen = launcher_arguments(launcher, jobs, arguments.overrides)
-    with notes_for(arguments.results) as notes:
-        with stop_requests(notes, swept.cells), watched(swept.cells, notes, jobs):
-            run_cells(swept, [*chosen, *arguments.overrides], notes)
-        stopped, (lines, failed) = notes.stopping, closing_lines(swept.cells, notes)
+def sweep(arguments: argparse.Namespace, jobs: int, launcher: str = "local", *, table: bool = True) -> int:
+    """Carry out what the arguments ask for, `jobs` runs at a time, and conclude; the command's exit status.
+
+    table: show the sweep as a whole, each run writing to its own log; else one run after the other, here.
+    """
+    group, profile, results, overrides = arguments.group, arguments.profile, arguments.results, arguments.overrides
+    swept = plan(group, profile, results, arguments.norms, arguments.seeds)
+    multiruns = [[*lists, *overrides] for lists in swept.multiruns]
+    recipes = recipes_of(multiruns)
+    chosen = launcher_arguments(launcher, jobs, overrides)
+    ready = there_already(arguments, recipes) if group in names("claims") else {}
+    if all(cell.folder in ready for cell in swept.cells):
+        return concluded(arguments, swept.cells, ready, stopped=False)
+    check_runs(multiruns, here=launcher == "local")
+    if not table and group in names("claims"):
+        outcomes = run_in_turn(swept.cells, recipes, ready)
+        stopped = any(outcome.status == INTERRUPTED for outcome in outcomes.values())
+    else:
+        with notes_for(results) as notes:
+            for folder, outcome in ready.items():
+                notes.end(folder, outcome)
+            with stop_requests(notes, swept.cells), watched(swept.cells, notes, jobs):
+                run_cells(swept, [*chosen, *overrides], notes)
+            outcomes, stopped = notes.outcomes(swept.cells), notes.stopping
+    return concluded(arguments, swept.cells, outcomes, stopped)
+
+
+def concluded(
+    arguments: argparse.Namespace, cells: list[SweepCell], outcomes: Mapping[Path, Outcome], stopped: bool
+) -> int:
+    """Judge and draw what there is and say what is not; the command's exit status."""
+    lines, failed = closing_lines(cells, outcomes)
     print(conclude_sweep(arguments.group, arguments.profile, arguments.results, arguments.overrides))
     print("\n".join(lines), file=sys.stderr)
     return 130 if stopped else int(failed)
+
+
+def there_already(arguments: argparse.Namespace, recipes: list[Recipe]) -> dict[Path, Outcome]:
+    """The published runs among those that are asked for, which is said, as nothing is trained for them."""
+    until = next((o.partition("=")[2] for o in reversed(arguments.overrides) if o.startswith("until=")), None)
+    chosen = wanted(arguments.group, arguments.profile, arguments.norms, arguments.seeds)
+    found = cells(arguments.results, arguments.profile, chosen, until)
+    ready = published(found, recipes, arguments.results)
+    if ready:
+        print(in_words(len(ready), len(found), arguments.group, arguments.profile), flush=True)
+    return {cell.folder: Outcome(cell.status) for cell in ready}
 
 
 def main() -> None:

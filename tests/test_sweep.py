@@ -5,9 +5,11 @@ import io
 import itertools
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 import ln.suite.sweeps.launch
+import scripts.sweep
 from ln.suite.config import CONFIGS, Recipe, names, recipe_of
 from ln.suite.errors import Mistake
 from ln.suite.runs.folder import run_folder
@@ -55,7 +58,7 @@ def sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]
         with notes_for(results) as notes, stop_requests(notes, cells):
             run_cells(swept, [*launcher_arguments(launcher, jobs, SHORT), *SHORT, *overrides], notes)
             outcomes = {cell.seed: notes.outcome(cell.folder) for cell in cells}
-            return {s: o and o.status for s, o in outcomes.items()}, *closing_lines(cells, notes)
+            return {s: o and o.status for s, o in outcomes.items()}, *closing_lines(cells, notes.outcomes(cells))
 
     return run
 
@@ -76,6 +79,54 @@ def test_cells_run_in_parallel_and_a_failure_stops_no_other(sweep: Callable[...,
     assert any("left to its owner" in line and "process 1 on elsewhere" in line for line in lines)
     assert not (held / "run.json").exists()
     assert not list((tmp_path / "results").glob(".sweep-*"))
+
+
+@pytest.mark.parametrize("table", [True, False])
+def test_a_held_cell_ends_alike_however_many_go_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], table: bool
+) -> None:
+    held = run_folder(tmp_path, "smoke", "mnist_b128", "none", 0)
+    held.mkdir(parents=True)
+    fixed = ["mnist", "--profile=smoke", "--norms=none", "--seeds=0", f"--results={tmp_path}", *SHORT, f"++{FRAGILE}"]
+    monkeypatch.setattr(scripts.sweep, "conclude_sweep", lambda *_: "")
+    with (held / ".lock").open("w") as lock:
+        lock.write("process 1 on elsewhere")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        status = scripts.sweep.sweep(scripts.sweep.parser("").parse_intermixed_args(fixed), 1, table=table)
+    said = capsys.readouterr().err.splitlines()
+    assert status == 1
+    assert f"left to its owner: {held} is being worked on by process 1 on elsewhere" in said
+    assert json.loads((tmp_path / "smoke/mnist_b4/none/0/run.json").read_text())["status"] == "complete"
+
+
+def test_a_clones_published_runs_are_said_and_nothing_is_trained(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Runs that are committed count, those of more seeds too, as they do in the verdict; changed ones do not."""
+    monkeypatch.chdir(tmp_path)
+    for experiment, seed in itertools.product(("mnist_b128", "mnist_b4"), (0, 1, 4)):
+        carry_out(recipe(f"experiment={experiment}", "norm=none", f"seed={seed}", "results=results"))
+    for words in (["init", "-q"], ["add", "results"]):
+        subprocess.run(["git", *words], check=True)
+    asked = ["mnist", "--profile=smoke", "--norms=none", "--results=results", *SHORT]
+    sweep = partial(scripts.sweep.sweep, jobs=1, table=False)
+    parse = scripts.sweep.parser("").parse_intermixed_args
+    with monkeypatch.context() as patch:
+        patch.setattr(ln.suite.sweeps.launch, "carry_out", lambda _: pytest.fail("it trains"))
+        assert sweep(parse(asked)) == 0
+    said = capsys.readouterr().out
+    assert "6 of 6 runs are published ones; `make reproduce-mnist PROFILE=smoke RESULTS=mine` trains your own" in said
+    assert "figure: results/smoke/mnist/figure.png" in said
+    # Another recipe's are not taken for the ones that are asked for, but refused.
+    assert sweep(parse([*asked, "train.optimizer.lr=0.5"])) == 1
+    said_of_others = capsys.readouterr()
+    assert "runs are published ones" not in said_of_others.out
+    assert said_of_others.err.count("holds a run of another recipe (train.optimizer.lr: 0.001 -> 0.5)") == 4
+    path = Path("results/smoke/mnist_b4/none/0/run.json")
+    path.write_text(path.read_text() + "\n")
+    assert sweep(parse(asked)) == 0
+    assert "5 of 6 runs are published ones, 1 to be carried out" in capsys.readouterr().out
 
 
 def test_a_stopped_sweep_goes_on_and_what_is_done_stays(sweep: Callable[..., Any], tmp_path: Path) -> None:

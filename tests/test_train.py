@@ -252,7 +252,6 @@ def test_bad_input_is_one_sentence(
     overrides: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(ln.suite.runs.train, "failures", [])
     fixed = ["profile=smoke", "tracking=disabled", "threads=1", f"results={tmp_path}/results"]
     keys = {override.split("=")[0] for override in overrides}
     monkeypatch.setattr(sys, "argv", ["train", *(f for f in fixed if f.split("=")[0] not in keys), *overrides])

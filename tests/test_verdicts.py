@@ -176,18 +176,18 @@ def test_a_claim_without_a_measurement_says_what_it_takes() -> None:
 def test_runs_are_read_up_to_a_torn_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "laptop" / "mnist_b128" / "layer" / "3"
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps(run(1.0).info))
+    (folder / "run.json").write_text(json.dumps({**run(1.0).info, "status": "partial"}))
     (folder / "metrics.jsonl").write_text('{"step": 10, "valid_loss": 2.0}\n{"step": 20, "valid_l')
     runs = load_runs(tmp_path, "laptop", "mnist_b128")
     assert runs["layer"][3].curve("valid_loss") == ([10], [2.0])
-    assert capsys.readouterr().out.count("cut short") == 1
+    assert capsys.readouterr().err.count("cut short") == 1
 
 
 @pytest.mark.parametrize(("status", "counts"), [("interrupted", False), ("partial", True), ("diverged", True)])
 def test_which_runs_count(status: str, counts: bool, tmp_path: Path) -> None:
     folder = tmp_path / "laptop" / "mnist_b128" / "layer" / "0"
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps({"status": status}))
+    (folder / "run.json").write_text(json.dumps({**run(1.0).info, "status": status}))
     assert bool(load_runs(tmp_path, "laptop", "mnist_b128")) == counts
 
 

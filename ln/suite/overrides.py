@@ -2,7 +2,9 @@
 
 import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, OverrideType
@@ -127,6 +129,17 @@ def for_hydra(arguments: Iterable[str]) -> list[str]:
         return f"++{argument}" if plain and plain[0].key_or_group.split(".")[0] in SECTIONS else argument
 
     return [one(argument) for argument in arguments]
+
+
+@contextmanager
+def command_line(arguments: Sequence[str]) -> Iterator[None]:
+    """Give Hydra, which reads sys.argv alone, these arguments; afterwards it is as it was."""
+    before = sys.argv
+    sys.argv = [before[0], *arguments]
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 def not_composed(error: HydraException) -> Mistake:

@@ -16,7 +16,7 @@ from ln.suite.judging import checks
 from ln.suite.judging.checks import Finding, Outcome
 from ln.suite.judging.claims import CURVE, VALUE, Check, Claim, ClaimsFile
 from ln.suite.judging.doubts import doubt, remedy
-from ln.suite.runs.read import Measured, Runs, Seeds
+from ln.suite.runs.read import Measured, Runs, Seeds, say_once
 
 REPRODUCED, NOT_REPRODUCED, SEEN, OPPOSITE_SEEN = "reproduced", "not_reproduced", "seen", "opposite_seen"
 UNDECIDED, NOT_RUN = "undecided", "not_run"
@@ -210,7 +210,13 @@ def write_verdicts(verdicts: list[Verdict], folder: Path) -> Path:
 
 def read_verdicts(folder: Path) -> list[dict[str, Any]]:
     path = folder / "verdicts.json"
-    return json.loads(path.read_text()) if path.exists() else []
+    try:
+        return list(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError) as error:
+        say_once(f"{path} cannot be read ({error}); it is passed over")
+        return []
 
 
 def _finite(value: Any) -> Any:

@@ -4,13 +4,17 @@ Nothing here writes. A run that counts is done (complete or diverged) or `partia
 curve ends early and which has no numbers of the end.
 """
 
+import functools
 import json
 import math
+import re
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from ln.norms import NORMS
 from ln.suite.errors import Mistake
 
 COMPLETE, DIVERGED = "complete", "diverged"
@@ -71,29 +75,83 @@ Seeds = dict[int, Measured]
 Runs = dict[str, Seeds]  # norm -> seed -> run
 
 
-def load_runs(results: str | Path, profile: str, experiment: str) -> Runs:
-    """The runs of an experiment that count, by norm and seed. Folders that are no seed's are passed over."""
-    runs: Runs = {}
-    for path in sorted((Path(results) / profile / experiment).glob("*/*/run.json")):
-        if not path.parent.name.isdigit():
-            continue
-        info = json.loads(path.read_text())
+@functools.cache
+def say_once(sentence: str) -> None:
+    """Say on stderr what was passed over, once however often a command reads it."""
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def run_folders(experiment: Path, warn: Callable[[str], None] = say_once) -> list[Path]:
+    """The folders `<norm>/<seed>` of an experiment that hold a run; what else lies there, such as a copy, is named."""
+    found = []
+    for path in sorted(experiment.glob("*/*/run.json")):
+        folder = path.parent
+        if folder.parent.name in NORMS and re.fullmatch(r"0|[1-9][0-9]*", folder.name):
+            found.append(folder)
+        else:
+            warn(f"{folder} is no run's folder, which is <norm>/<seed>; it is passed over")
+    return found
+
+
+def run_info(folder: Path, warn: Callable[[str], None] = say_once) -> dict[str, Any] | None:
+    """What the run.json in a run's folder says; None where there is none or, which is said, it is damaged."""
+    path = folder / "run.json"
+    try:
+        info = json.loads(path.read_bytes())
+        if not isinstance(info["status"], str):
+            raise TypeError("its status is no word")
         if info["status"] in COUNTED:
-            records = read_metrics(path.parent / "metrics.jsonl")
-            runs.setdefault(path.parent.parent.name, {})[int(path.parent.name)] = Measured(info, records)
+            _ = info["identity"]["seed"], info["data"]["name"], info["data"]["status"]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        why = f"no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
+        warn(f"{path} cannot be read ({why}); this run is passed over")
+        return None
+    return dict(info)
+
+
+def load_runs(results: str | Path, profile: str, experiment: str) -> Runs:
+    """The runs of an experiment that count, by norm and seed. What is damaged or no run's is named and passed over."""
+    runs: Runs = {}
+    for folder in run_folders(Path(results) / profile / experiment):
+        info = run_info(folder)
+        if info is None or info["status"] not in COUNTED:
+            continue
+        records = read_metrics(folder / "metrics.jsonl")
+        if not whole(info, records):
+            say_once(f"{folder}/metrics.jsonl lacks the end of a complete run; this run is passed over")
+            continue
+        runs.setdefault(folder.parent.name, {})[int(folder.name)] = Measured(info, records)
     return runs
 
 
-def read_metrics(path: Path, warn: Callable[[str], None] = print) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, up to a last line that was cut short (said once)."""
-    records = []
-    lines = path.read_text().splitlines() if path.exists() else []
+def whole(info: dict[str, Any], records: list[dict[str, Any]]) -> bool:
+    """Whether the records of a run that says it is complete have its end."""
+    return info["status"] != COMPLETE or any(record.get("final") for record in records)
+
+
+def read_metrics(path: Path, warn: Callable[[str], None] = say_once) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl, up to a line that was cut short or damaged (said once)."""
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        warn(f"{path} cannot be read: {error.strerror}")
+        return []
+    records: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
+        if not line and number == len(lines):
+            break  # what follows the last line's end
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = json.loads(line)
+            if not isinstance(record["step"], int):
+                raise TypeError
+        except (ValueError, TypeError, KeyError):
             warn(f"{path}: line {number} of {len(lines)} is cut short; read up to it")
             break
+        records.append(record)
     return records
 
 
@@ -103,10 +161,13 @@ def finished_run(folder: Path, command: str) -> tuple[dict[str, Any], Path]:
     Raises:
         Mistake: no run, not a complete one, or its weights are not there.
     """
-    try:
-        info = json.loads((folder / "run.json").read_text())
-    except FileNotFoundError:
-        raise Mistake(f"{folder} holds no run; `{command}` makes one") from None
+
+    def refuse(sentence: str) -> NoReturn:
+        raise Mistake(sentence)
+
+    info = run_info(folder, warn=refuse)
+    if info is None:
+        raise Mistake(f"{folder} holds no run; `{command}` makes one")
     if info["status"] != COMPLETE:
         raise Mistake(f"{folder}: the run is {info['status']}, not complete; carry it out to its end first")
     path = folder / "best.pt"

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from ln.suite.errors import Mistake
 from ln.suite.runs import mirror
 from ln.suite.runs.folder import DONE, Run
-from ln.suite.runs.read import PARTIAL
+from ln.suite.runs.read import PARTIAL, run_info, say_once
 
 LEAVE_SHARE = 0.01  # of the time that training took: how long the command waits for W&B at its end
 
@@ -125,8 +125,15 @@ def unmirrored(results: str | Path, *, everything: bool) -> list[dict[str, Any]]
     a copy here."""
     orders: list[dict[str, Any]] = []
     for path in sorted(Path(results).rglob("run.json")):
-        info = json.loads(path.read_text())
-        if info["status"] in (*DONE, PARTIAL) and (everything or not has_copy(results, mirror.Place.id(info))):
+        info = run_info(path.parent)
+        if info is None or info["status"] not in (*DONE, PARTIAL):
+            continue
+        try:
+            name = mirror.Place.id(info)
+        except (KeyError, TypeError):
+            say_once(f"{path} does not tell whose run it is; it is passed over")
+            continue
+        if everything or not has_copy(results, name):
             orders.append({"folder": str(path.parent)})
     for path in sorted(Path(results).glob("*/*/verdicts.json")):
         if everything or not has_copy(results, mirror.verdicts_id(path.parent)):

@@ -12,13 +12,12 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import hydra
 import torch
-from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from tqdm import tqdm
@@ -28,7 +27,7 @@ from ln.suite.config import CONFIGS, Recipe, as_yaml, imported, recipe_of
 from ln.suite.data import Source
 from ln.suite.errors import Mistake, fail, one_sentence
 from ln.suite.files import replacing, write_text
-from ln.suite.overrides import check_choices, for_hydra, not_composed
+from ln.suite.overrides import check_choices, command_line, for_hydra, not_composed
 from ln.suite.runs import tracking
 from ln.suite.runs.checkpoint import load_optimizer
 from ln.suite.runs.device import ask_for, backends_of, device_of
@@ -343,50 +342,49 @@ def built(kind: type[Task], recipe: Recipe, source: Source, device: torch.device
     return task
 
 
-BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
-failures: list[str] = []  # of this process's jobs, each already said; the sweep went on
+class Said(Exception):
+    """A run of this command failed, and the reason has been said."""
 
 
 @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
 def job(composed: DictConfig) -> str:
-    """One run of a sweep. A run that fails says why and leaves the sweep's other runs to go on."""
+    """One run of a sweep. Hydra lets a sweep's other runs go on and raises at its end."""
     try:
         return str(carry_out(recipe_of(composed)).folder)
     except Exception as error:
-        print(f"error: {one_sentence(error)}", file=sys.stderr, flush=True)
-        if HydraConfig.get().launcher._target_ != BASIC_LAUNCHER:
-            raise  # in another process: Hydra carries it home
-        failures.append(str(error))  # itself it would hold on to the run's memory
-        return ""
+        sentence = one_sentence(error)
+    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    raise Said(sentence)  # not from the error, which would hold on to the run's memory
 
 
-def run() -> bool:
-    """Compose `sys.argv` with Hydra and carry it out; whether a job failed (each has said why).
+def run(arguments: Sequence[str]) -> int:
+    """Compose the arguments with Hydra and carry out what they ask for; the exit status.
 
     Raises:
-        Mistake: what was asked for cannot be composed.
+        Mistake: they cannot be composed.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hands exceptions to us instead of printing tracebacks
-    check_choices(sys.argv[1:])
-    sys.argv[1:] = for_hydra(sys.argv[1:])
+    check_choices(arguments)
     try:
-        job()
+        with command_line(for_hydra(arguments)):
+            job()
+    except Said:
+        return 1
     except HydraException as error:
         raise not_composed(error) from error
     except KeyboardInterrupt as interrupt:
         print(
             f"\n{str(interrupt) or 'interrupted; the same command goes on from the last checkpoint'}", file=sys.stderr
         )
-        sys.exit(130)
-    return bool(failures)
+        return 130
+    return 0
 
 
 def main() -> None:
     try:
-        failed = run()
+        sys.exit(run(sys.argv[1:]))
     except Mistake as mistake:
         fail(mistake)
-    sys.exit(failed)
 
 
 if __name__ == "__main__":

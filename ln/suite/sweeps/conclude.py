@@ -1,5 +1,6 @@
 """What a sweep comes to: the verdicts and figure of an experiment, or a value against a setting for each norm."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,7 +15,7 @@ from ln.suite.runs.tracking import mirror_verdicts
 from ln.suite.showing.figures import new_figure, save, two_or_five
 from ln.suite.showing.report import conclude, terminal_table
 from ln.suite.sweeps.cells import Definition, SweepCell, value_root
-from ln.suite.sweeps.launch import BUSY, Notes
+from ln.suite.sweeps.launch import BUSY, Outcome
 
 WIDE = 10  # times the smallest value is where a linear axis hides what differs
 
@@ -30,11 +31,12 @@ def conclude_sweep(group: str, profile: str, results: str, overrides: list[str])
     return f"\n{terminal_table(verdicts)}\n\nfigure: {figure or 'none, no run is finished'}"
 
 
-def closing_lines(cells: list[SweepCell], notes: Notes) -> tuple[list[str], bool]:
-    """A sentence for each cell that is not done (those never begun in one), and whether one failed."""
+def closing_lines(cells: Sequence[SweepCell], outcomes: Mapping[Path, Outcome]) -> tuple[list[str], bool]:
+    """A sentence for each cell that is not done (those never begun in one), and whether one failed or was not ours to
+    carry out, so that the verdicts lack it."""
     lines, failed, left = [], False, 0
     for cell in cells:
-        outcome = notes.outcome(cell.folder)
+        outcome = outcomes.get(cell.folder)
         if outcome is None:
             left += 1
         elif outcome.status == FAILED:
@@ -42,6 +44,7 @@ def closing_lines(cells: list[SweepCell], notes: Notes) -> tuple[list[str], bool
             where = "" if str(cell.folder) in outcome.sentence else f"{cell.folder}: "
             lines.append(f"failed: {where}{outcome.sentence}")
         elif outcome.status == BUSY:
+            failed = True
             lines.append(f"left to its owner: {outcome.sentence}")
         elif outcome.status not in (*DONE, PARTIAL):
             lines.append(f"{outcome.status}: {cell.folder}; the same command goes on from its checkpoint")

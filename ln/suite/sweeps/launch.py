@@ -15,10 +15,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,10 +29,12 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from ln.suite.config import CONFIGS, names, recipe_of
+from ln.suite.config import CONFIGS, Recipe, names, recipe_of
 from ln.suite.errors import Mistake, one_sentence
-from ln.suite.overrides import check_choices, for_hydra, not_composed, quoted
+from ln.suite.files import cannot_write, write_text
+from ln.suite.overrides import check_choices, command_line, for_hydra, not_composed, quoted
 from ln.suite.runs.folder import DONE, FAILED, INTERRUPTED, Busy, run_folder
+from ln.suite.runs.read import run_info
 from ln.suite.runs.train import carry_out
 from ln.suite.sweeps.cells import SweepCell, SweepPlan
 
@@ -65,9 +68,8 @@ class Notes:
     def end(self, cell: Path, outcome: Outcome) -> None:
         if not self.folder.exists():
             return  # the sweep's own process is gone; the run's files tell the rest
-        path = self._path(cell, ".new")
-        path.write_text(json.dumps([outcome.status, outcome.sentence]))
-        path.replace(self._path(cell, ".ended"))
+        with suppress(Mistake):  # on a full disk the run's files tell the rest too
+            write_text(self._path(cell, ".ended"), json.dumps([outcome.status, outcome.sentence]))
 
     def begun(self, cell: Path) -> dict[str, Any] | None:
         path = self._path(cell, ".begun")
@@ -76,6 +78,16 @@ class Notes:
     def outcome(self, cell: Path) -> Outcome | None:
         path = self._path(cell, ".ended")
         return Outcome(*json.loads(path.read_text())) if path.exists() else None
+
+    def outcomes(self, cells: Iterable[SweepCell]) -> dict[Path, Outcome]:
+        """What became of the cells that were begun; of one that could not say so, its files do not tell either."""
+        found = {}
+        for cell in cells:
+            if outcome := self.outcome(cell.folder):
+                found[cell.folder] = outcome
+            elif self.begun(cell.folder) and not self.stopping:
+                found[cell.folder] = Outcome(FAILED, f"it ended without a word (see {cell.folder / 'output.log'})")
+        return found
 
     @property
     def stopping(self) -> bool:
@@ -110,19 +122,47 @@ def cell(composed: DictConfig) -> None:
     notes.begin(folder, OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))  # type: ignore[arg-type]
     if composed.device != "cpu":
         take_gpu()
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "output.log").open("a") as log, redirect_stdout(log), redirect_stderr(log):
-        try:
-            outcome = Outcome(carry_out(recipe_of(composed)).info["status"])
-        except Busy as busy:
-            outcome = Outcome(BUSY, str(busy))
-        except KeyboardInterrupt:
-            outcome = Outcome(INTERRUPTED)
-            if in_sweeps_process:
-                notes.stop()
-        except Exception as error:
-            outcome = Outcome(FAILED, one_sentence(error))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "output.log").open("a") as log, redirect_stdout(log), redirect_stderr(log):
+            outcome = attempted(lambda: recipe_of(composed))
+    except OSError as error:
+        outcome = Outcome(FAILED, str(cannot_write(folder / "output.log", error)))
+    if outcome.status == INTERRUPTED and in_sweeps_process:
+        notes.stop()
     notes.end(folder, outcome)
+
+
+def attempted(recipe: Callable[[], Recipe]) -> Outcome:
+    """Carry out a recipe, whatever becomes of it."""
+    try:
+        return Outcome(carry_out(recipe()).info["status"])
+    except Busy as busy:
+        return Outcome(BUSY, str(busy))
+    except KeyboardInterrupt:
+        return Outcome(INTERRUPTED)
+    except Exception as error:
+        return Outcome(FAILED, one_sentence(error))
+
+
+def run_in_turn(
+    cells: Iterable[SweepCell], recipes: Iterable[Recipe], ready: Mapping[Path, Outcome]
+) -> dict[Path, Outcome]:
+    """Carry out the cells that are not ready one after the other in this process, each with its progress bar, until
+    Ctrl-C; all outcomes. recipes: one of each experiment and norm."""
+    outcomes = dict(ready)
+    by_name = {(recipe.experiment, recipe.norm.name): recipe for recipe in recipes}
+    for cell in cells:
+        if cell.folder in outcomes:
+            continue
+        outcome = outcomes[cell.folder] = attempted(
+            partial(replace, by_name[cell.experiment, cell.norm], seed=cell.seed)
+        )
+        if outcome.status == INTERRUPTED:
+            break
+        if outcome.sentence:  # which is said at the end
+            print(f"{cell.row} seed {cell.seed}: {outcome.status}", flush=True)
+    return outcomes
 
 
 def take_gpu() -> None:
@@ -235,9 +275,9 @@ def run_multirun(command: list[str], cells: list[SweepCell], notes: Notes) -> No
     environment = {NOTES: str(notes.folder), NOTES + "_PID": str(os.getpid())}
     exported = [f"+hydra.job.env_set.{key}={quoted(value)}" for key, value in environment.items()]
     while not notes.stopping:
-        sys.argv[1:] = ["-m", *command, *exported]
         try:
-            _job()
+            with command_line(["-m", *command, *exported]):
+                _job()
             return
         except HydraException as error:
             raise not_composed(error) from error
@@ -258,10 +298,7 @@ def run_alone(suspect: SweepCell, notes: Notes) -> None:
     overrides = [o for o in begun["overrides"] if not o.startswith(("hydra.", "hydra/", "+hydra."))]
     with (suspect.folder / "output.log").open("a") as log:
         code = subprocess.run([sys.executable, "-m", "ln.train", *overrides], stdout=log, stderr=log).returncode
-    try:
-        info = json.loads((suspect.folder / "run.json").read_text())
-    except OSError:
-        info = {}
+    info = run_info(suspect.folder) or {}
     if code < 0:
         reason = f"its process died ({signal.Signals(-code).name}); SIGKILL is often for want of memory"
         notes.end(suspect.folder, Outcome(FAILED, f"{reason} (see {suspect.folder / 'output.log'})"))

@@ -15,7 +15,7 @@ from ln.suite.task import Task
 
 
 def check_runs(multiruns: Iterable[Sequence[str]], here: bool = True) -> None:
-    """Compose each experiment under each norm of Hydra's multirun arguments, other lists at their first value.
+    """Refuse what no run of Hydra's multirun arguments could be carried out with.
 
     here: the runs are this machine's, so that its devices, data and disk count too.
 
@@ -23,7 +23,7 @@ def check_runs(multiruns: Iterable[Sequence[str]], here: bool = True) -> None:
         Mistake: an unknown name or a misspelt key, a value that a recipe refuses, a device, data or a results folder
             that cannot be had.
     """
-    recipes = [recipe for arguments in multiruns for recipe in _recipes(arguments)]
+    recipes = recipes_of(multiruns)
     if not here:
         return
     for results, device in {(recipe.results, recipe.device) for recipe in recipes}:
@@ -35,6 +35,15 @@ def check_runs(multiruns: Iterable[Sequence[str]], here: bool = True) -> None:
     for task, data in {(recipe.task, recipe.data) for recipe in recipes}:
         kind: type[Task] = imported(task)
         kind.find(data)  # prints which data it took, and why no better
+
+
+def recipes_of(multiruns: Iterable[Sequence[str]]) -> list[Recipe]:
+    """Each experiment under each norm of Hydra's multirun arguments, other lists at their first value.
+
+    Raises:
+        Mistake: an unknown name or a misspelt key, a value that a recipe refuses.
+    """
+    return [recipe for arguments in multiruns for recipe in _recipes(arguments)]
 
 
 def _recipes(arguments: Sequence[str]) -> list[Recipe]:

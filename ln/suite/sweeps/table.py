@@ -1,6 +1,5 @@
 """A sweep as one looks at it: a table redrawn in place on a terminal, a line per event elsewhere. Reads files only."""
 
-import json
 import shutil
 import sys
 import threading
@@ -9,10 +8,10 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TextIO
+from typing import TextIO
 
 from ln.suite.runs.folder import DONE, FAILED, INTERRUPTED, RUNNING
-from ln.suite.runs.read import COMPLETE, DIVERGED, PARTIAL, read_metrics
+from ln.suite.runs.read import COMPLETE, DIVERGED, PARTIAL, read_metrics, run_info
 from ln.suite.showing.text import duration
 from ln.suite.sweeps.cells import SweepCell
 from ln.suite.sweeps.launch import BUSY, Notes
@@ -52,19 +51,19 @@ class State:
 
 
 def look(cell: SweepCell, notes: Notes) -> State:
-    outcome, begun, path = notes.outcome(cell.folder), notes.begun(cell.folder), cell.folder / "run.json"
-    info: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    outcome, begun = notes.outcome(cell.folder), notes.begun(cell.folder)
+    info = run_info(cell.folder) or {}
     if outcome is not None:
         status = outcome.status
     elif begun is not None:
         status = RUNNING
     else:
         status = info["status"] if info.get("status") in DONE else WAITING
-    if not info or status in (WAITING, BUSY):
+    select = info.get("identity", {}).get("train", {}).get("select")
+    if select is None or status in (WAITING, BUSY):
         return State(cell, status)
-    select = info["identity"]["train"]["select"]
-    if status == COMPLETE:
-        best = info["final"][select["metric"]]
+    if status == COMPLETE and "final" in info:
+        best = info["final"].get(select["metric"])
         return State(cell, status, select["metric"], best, info["steps_per_second"], 1.0, info["seconds"])
     # A line being written at this moment is no damage.
     records = read_metrics(cell.folder / "metrics.jsonl", warn=lambda sentence: None)

@@ -1,15 +1,15 @@
 """Which runs an experiment's claims need, which are done, and how long the rest will take."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ln.suite.config import PROFILES, names
 from ln.suite.errors import Mistake
 from ln.suite.judging.claims import load_claims
 from ln.suite.runs.folder import DONE, run_folder
-from ln.suite.runs.read import COMPLETE, PARTIAL, read_metrics
+from ln.suite.runs.read import COMPLETE, PARTIAL, load_runs, read_metrics, run_folders, run_info
 from ln.suite.until import Until
 
 
@@ -33,6 +33,7 @@ class Wanted:
 
     norms: dict[str, list[str]]  # by experiment
     seeds: list[int]
+    others: bool = False  # done runs of other seeds count as well, as they do in a verdict
 
     def __iter__(self) -> Iterator[tuple[str, str, int]]:
         """Experiment, norm and seed of each run."""
@@ -69,7 +70,7 @@ def wanted(group: str, profile: str, norms: str | None = None, seeds: str | None
         except ValueError:
             raise Mistake(f"seeds={seeds} is not a comma list of whole numbers such as 0,1,2") from None
     by_experiment = {e: [norm for norm in chosen if norm in runs.only.get(e, chosen)] for e in here.experiments}
-    return Wanted({e: norms for e, norms in by_experiment.items() if norms}, numbers)
+    return Wanted({e: norms for e, norms in by_experiment.items() if norms}, numbers, others=seeds is None)
 
 
 @dataclass(frozen=True)
@@ -103,33 +104,57 @@ def cells(results: str | Path, profile: str, wanted: Wanted, until: str | None =
         target = pace.share(part) if pace else None
         left = 0.0 if done else (None if pace is None or target is None else pace.seconds * max(0.0, target - share))
         found.append(Cell(experiment, norm, seed, folder, status, share, left, done))
+    if wanted.others:
+        found += _others(Path(results) / profile, wanted)
+        order = list(wanted.norms)
+        found.sort(key=lambda c: (order.index(c.experiment), wanted.norms[c.experiment].index(c.norm), c.seed))
+    return found
+
+
+def _others(folder: Path, wanted: Wanted) -> list[Cell]:
+    """The done runs of seeds that were not asked for."""
+    found = []
+    for experiment, norms in wanted.norms.items():
+        for norm, runs in load_runs(folder.parent, folder.name, experiment).items():
+            for seed in runs.keys() - set(wanted.seeds) if norm in norms else ():
+                status = runs[seed].info["status"]
+                if status in DONE:
+                    place = folder / experiment / norm / str(seed)
+                    found.append(Cell(experiment, norm, seed, place, status, 1.0, 0.0, True))
     return found
 
 
 def _paces(folder: Path) -> dict[str, Pace]:
     """For each norm the slowest of its runs that are complete or partial."""
     paces: dict[str, Pace] = {}
-    for path in folder.glob("*/*/run.json"):
-        info = json.loads(path.read_text())
-        if info["status"] not in (COMPLETE, PARTIAL):
+    for run in run_folders(folder):
+        info = run_info(run)
+        if info is None or info["status"] not in (COMPLETE, PARTIAL):
             continue
-        whole = info["status"] == COMPLETE
-        last_step = info["steps"] if whole else info["last_step"]
-        seconds = info["seconds"] if whole else info["seconds"] * last_step / info["step"]
-        epochs = info["identity"]["train"]["epochs"]
-        per_epoch = last_step / epochs if epochs else None if whole else info["step"] / info["epoch"]
-        pace = Pace(seconds, last_step, round(per_epoch) if per_epoch else None)
-        norm = path.parent.parent.name
+        try:
+            pace = _pace(info)
+        except (KeyError, TypeError, ZeroDivisionError):  # it tells no pace, and is named where it is judged
+            continue
+        norm = run.parent.name
         paces[norm] = max(paces.get(norm, pace), pace, key=lambda p: p.seconds)
     return paces
 
 
+def _pace(info: dict[str, Any]) -> Pace:
+    """Of a run that is complete or partial, from its run.json."""
+    whole = info["status"] == COMPLETE
+    last_step = info["steps"] if whole else info["last_step"]
+    seconds = info["seconds"] if whole else info["seconds"] * last_step / info["step"]
+    epochs = info["identity"]["train"]["epochs"]
+    per_epoch = last_step / epochs if epochs else None if whole else info["step"] / info["epoch"]
+    return Pace(seconds, last_step, round(per_epoch) if per_epoch else None)
+
+
 def _state(folder: Path, pace: Pace | None, until: Until) -> tuple[str, float, bool]:
     """A run's status, the share of its whole that is behind it, and whether no more of it is wanted."""
-    path = folder / "run.json"
-    if not path.exists():
+    info = run_info(folder)
+    if info is None:
         return "missing", 0.0, False
-    info = json.loads(path.read_text())
     status = info["status"]
     if status in DONE:
         return status, 1.0, True

@@ -19,6 +19,7 @@ from plotly.offline import get_plotlyjs
 from ln.norms import NORMS
 from ln.suite.config import PROFILES
 from ln.suite.errors import Mistake
+from ln.suite.files import write_text
 from ln.suite.judging.claims import ClaimsFile, load_claims
 from ln.suite.judging.findings import findings
 from ln.suite.judging.verdicts import (
@@ -37,7 +38,7 @@ from ln.suite.showing.findings import INTRODUCTION
 from ln.suite.showing.findings import page as findings_page
 from ln.suite.showing.page import curves
 from ln.suite.showing.page.found import Found, commit, find_runs, made_with, measured
-from ln.suite.showing.page.pictures import Album, Picture
+from ln.suite.showing.page.pictures import Album, Picture, undamaged
 from ln.suite.showing.report import groups
 from ln.suite.showing.text import duration
 
@@ -151,7 +152,8 @@ def write_page(results: str | Path) -> Built:
     }
     page, markdown = folder / "index.html", folder / "REPORT.md"
     data = {"palette": curves.palette(), "plots": drawn}
-    page.write_text(
+    write_text(
+        page,
         _environment(html=True)
         .get_template("page.html")
         .render(
@@ -162,10 +164,10 @@ def write_page(results: str | Path) -> Built:
             plotly=Markup(_packed(get_plotlyjs())) if drawn else "",
             plotly_version=plotly.__version__,
             points=points,
-        )
+        ),
     )
-    markdown.write_text(_environment(html=False).get_template("REPORT.md").render(**shared))
-    (folder / "FINDINGS.md").write_text(findings_page(findings()))
+    write_text(markdown, _environment(html=False).get_template("REPORT.md").render(**shared))
+    write_text(folder / "FINDINGS.md", findings_page(findings()))
     return Built(page, markdown, notes)
 
 
@@ -227,7 +229,7 @@ def _add_pictures(sections: Sequence[Section], results: Path, album: Album) -> N
     blocks = [(section.document, block) for section in sections for block in section.blocks]
     for document, block in blocks:
         path = results / block.profile / block.group / "figure.png"
-        if path.exists():
+        if path.exists() and undamaged(path):
             panels = "; ".join(panel.title or panel.metric for panel in document.figure.panels)
             alt = f"Curves of {block.group}, one colour per norm. Panels: {panels}. Their numbers follow as text."
             block.figure = album.take(path, alt, f"{document.figure_of_paper}, measured")

@@ -1,13 +1,12 @@
 """The runs of a results folder as the page shows them: the done ones, which count, and the others, which are named."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ln.norms import NORMS
-from ln.suite.runs.read import COUNTED, DIVERGED, Measured, Runs, read_metrics
+from ln.suite.runs.read import COUNTED, DIVERGED, Measured, Runs, read_metrics, run_folders, run_info, whole
 
 UNREADABLE = "unreadable"
 FILES = ("config.yaml", "run.json", "metrics.jsonl")
@@ -62,16 +61,12 @@ class Found:
 def find_runs(results: Path, profile: str, experiment: str) -> list[Found]:
     """Every run of an experiment, by norm in the figures' order and by seed."""
     found = []
-    for path in (results / profile / experiment).glob("*/*/run.json"):
-        folder = path.parent
-        if not folder.name.isdigit():
-            continue  # not a seed, so not a run: a copy someone keeps beside it
-        try:
-            info = json.loads(path.read_text())
-        except json.JSONDecodeError:
-            info = {"status": UNREADABLE}
+    for folder in run_folders(results / profile / experiment):
+        info = run_info(folder) or {"status": UNREADABLE}
         said: list[str] = []
         records = read_metrics(folder / "metrics.jsonl", warn=said.append)
+        if not whole(info, records):
+            info = {**info, "status": UNREADABLE}
         name = folder.relative_to(results).as_posix()
         files = [file for file in FILES if (folder / file).exists()]
         found.append(Found(experiment, folder.parent.name, int(folder.name), name, info, records, files, bool(said)))

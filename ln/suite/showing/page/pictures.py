@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from ln.norms import NORMS
+from ln.suite.runs.read import say_once
 from ln.suite.showing.page.found import Found
 
 ROOM_BYTES = 900_000  # of all embedded pictures, before base64 makes a third more of them
@@ -53,17 +54,17 @@ class Album:
 
     def of_folder(self, folder: Path, title: str) -> list[Picture]:
         """What an experiment drew beside its figure."""
-        paths = [p for p in sorted(folder.glob("*")) if p.suffix in KINDS and p.stem != "figure"]
+        paths = [p for p in sorted(folder.glob("*")) if p.suffix in KINDS and p.stem != "figure" and undamaged(p)]
         return [self.take(p, f"{words(p)} of {title}") for p in paths]
 
     def beside_the_claims(self) -> list[Picture]:
         """The figures of the sensitivity sweeps, and what the benchmarks drew."""
         pictures = []
-        for path in sorted(self.results.glob("sweeps/*/figure-*.png")):
+        for path in filter(undamaged, sorted(self.results.glob("sweeps/*/figure-*.png"))):
             setting, profile = path.parent.name.replace("_", " "), path.stem.partition("-")[2]
             alt = f"Result against the {setting}, one line per norm"
             pictures.append(self.take(path, alt, f"{setting.capitalize()}, profile {profile}", "Sensitivity"))
-        for path in sorted(self.results.glob("bench/*.png")):
+        for path in filter(undamaged, sorted(self.results.glob("bench/*.png"))):
             shown = words(path).replace("Cpu", "CPU")
             pictures.append(self.take(path, shown, shown, "Speed"))
         return pictures
@@ -78,9 +79,20 @@ class Album:
         pictures = []
         for run, paths in first.values():
             name = f"{NORMS[run.norm].label}, seed {run.seed}"
-            for path in paths:
+            for path in filter(undamaged, paths):
                 pictures.append(self.take(path, f"{words(path)} of the run of {run.experiment} with {name}", name))
         return sorted(pictures, key=lambda picture: picture.kind)
+
+
+def undamaged(path: Path) -> bool:
+    """Whether a picture can be read to its end; of one that cannot it is said."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except (OSError, SyntaxError) as error:  # PIL's word for a damaged PNG
+        say_once(f"{path} is damaged ({error}); it is left out")
+        return False
+    return True
 
 
 def _smaller(image: Image.Image) -> bytes:
