@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,15 @@ from ln.suite.errors import Mistake
 from ln.suite.files import replacing, write_text
 from ln.suite.optimizers import AdamAsPublished
 from ln.suite.runs.checkpoint import load_optimizer, load_whole
+from ln.suite.runs.read import finished_run, load_runs
+from ln.suite.runs.tracking import unmirrored
 from ln.suite.runs.train import built, carry_out
+from ln.suite.showing.page.build import write_page
+from ln.suite.showing.report import conclude
+from ln.suite.sweeps.cells import SweepCell
+from ln.suite.sweeps.launch import Notes
+from ln.suite.sweeps.table import look
+from ln.suite.sweeps.wanted import cells, wanted
 from ln.suite.task import evaluation, wrong
 from tests.test_train import metrics, stopped_run
 
@@ -349,3 +358,88 @@ def test_a_model_of_nan_diverges_in_every_experiment(recipe: Make, experiment: s
     with evaluation(task, 0):
         found = task.evaluate("valid")
     assert math.isnan(found[made.train.select.metric.removeprefix("valid_")])
+
+
+# --- readers
+
+
+def harmed(folder: Path, name: str, content: bytes) -> None:
+    (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        *itertools.product(
+            ["run.json"], [b"", b"{", b"{}", b"[]", b"null", b"\xff\xfe{}", b'{"status": "complete"}', b'{"status": 3}']
+        ),
+        *itertools.product(["metrics.jsonl"], [b"", b"{}\n", b"[1]\n", b"\xff\n", b'{"step": 1, "val']),
+    ],
+)
+def test_readers_name_a_damaged_run_once_and_go_on(
+    recipe: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], file: str, content: bytes
+) -> None:
+    results = tmp_path / "results"
+    whole, folder = (carry_out(recipe(RUN, "norm=none", f"seed={seed}")).folder for seed in (0, 1))
+    harmed(folder, file, content)
+    capsys.readouterr()
+    conclude("mnist", "smoke", results)
+    write_page(results)
+    chosen = wanted("mnist", "smoke", "none", "0,1")
+    found = {cell.folder: look(SweepCell("", cell.experiment, cell.norm, cell.seed, cell.folder), Notes(tmp_path))
+             for cell in cells(results, "smoke", chosen)}  # fmt: skip
+    assert found[whole].status == "complete"
+    unmirrored(results, everything=True)
+    assert list(load_runs(results, "smoke", "mnist_b128")["none"]) == [0]
+    said = capsys.readouterr().err.splitlines()
+    assert any(str(folder / file) in line for line in said)
+    assert len(said) == len(set(said))
+
+
+@pytest.mark.parametrize("stray", ["none/0_backup", "none_old/0", "none/00", "none/-1", "copy of none/0", "none/²"])
+def test_a_copy_beside_the_runs_is_named_and_is_none_of_them(
+    recipe: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str], stray: str
+) -> None:
+    results = tmp_path / "results"
+    folder = carry_out(recipe(RUN, "norm=none")).folder
+    copy = folder.parents[1] / stray
+    shutil.copytree(folder, copy)
+    capsys.readouterr()
+    conclude("mnist", "smoke", results)
+    write_page(results)
+    cells(results, "smoke", wanted("mnist", "smoke"))
+    assert {norm: list(runs) for norm, runs in load_runs(results, "smoke", "mnist_b128").items()} == {"none": [0]}
+    assert capsys.readouterr().err.count(str(copy)) == 1
+
+
+def test_a_torn_picture_and_torn_verdicts_are_left_out(
+    recipe: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = tmp_path / "results"
+    carry_out(recipe(RUN, "norm=none"))
+    conclude("mnist", "smoke", results)
+    figure, verdicts = results / "smoke" / "mnist" / "figure.png", results / "smoke" / "mnist" / "verdicts.json"
+    figure.write_bytes(figure.read_bytes()[:2000])
+    verdicts.write_text("[{")
+    capsys.readouterr()
+    write_page(results)
+    said = capsys.readouterr().err
+    assert said.count(str(figure)) == 1
+    assert said.count(str(verdicts)) == 1
+
+
+def test_weights_of_a_damaged_run_are_refused_in_one_sentence(recipe: Make) -> None:
+    folder = carry_out(recipe(RUN)).folder
+    assert finished_run(folder, "make")[1] == folder / "best.pt"
+    harmed(folder, "run.json", b"{")
+    with pytest.raises(Mistake, match=r"run.json cannot be read"):
+        finished_run(folder, "make")
+
+
+def test_a_single_norm_whose_seeds_all_diverged_has_no_number(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Mnist, "evaluate", lambda self, split: {"nll": math.nan, "error": 0.0})
+    for seed in range(3):
+        made = recipe(RUN, f"seed={seed}")
+        assert carry_out(made).info["status"] == "diverged"
+    verdicts, _ = conclude("mnist", "smoke", made.results)
+    assert not any("0 [0, 0]" in verdict["measured"] for verdict in verdicts)
