@@ -54,7 +54,7 @@ class Run:
     recipe: Recipe
     source: dict[str, str]
     info: dict[str, Any] = field(default_factory=dict)
-    _lock: IO[str] | None = None
+    _lock: IO[bytes] | None = None
     _metrics: BinaryIO | None = None
 
     @classmethod
@@ -92,18 +92,17 @@ class Run:
 
     def _take_lock(self) -> None:
         # The kernel lets go of the lock when its owner dies, so a lock is never stale.
-        self._lock = (self.folder / ".lock").open("a+")
+        self._lock = (self.folder / ".lock").open("a+b", buffering=0)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._lock.seek(0)
-            owner = self._lock.read().strip()
+            owner = self._lock.read().decode(errors="replace").strip()
             self._lock.close()
             raise Busy(f"{self.folder} is being worked on by {owner}") from None
         self._lock.truncate(0)
         with suppress(OSError):  # on a full disk the lock holds, though it cannot tell its owner
-            self._lock.write(f"process {os.getpid()} on {platform.node()}")
-            self._lock.flush()
+            self._lock.write(f"process {os.getpid()} on {platform.node()}".encode())
 
     def _known(self) -> "Run":
         """Take over what run.json knows of this run.
