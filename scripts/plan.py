@@ -1,9 +1,12 @@
-"""`make plan-<experiment>`: what would run, what is done, and how long the rest will take."""
+"""`make plan-<experiment>`: what would run, what is done, how long the rest will take, and which seeds its claims
+take."""
 
 import argparse
 from collections import Counter
 
 from ln.suite.errors import Mistake, fail
+from ln.suite.judging.claims import load_claims
+from ln.suite.judging.power import POWER, planned
 from ln.suite.showing.text import duration
 from ln.suite.sweeps.wanted import cells, wanted
 
@@ -40,6 +43,10 @@ def main() -> None:
     states = ", ".join(f"{number} {status}" for status, number in counts.items())
     more = f" and {unknown} of unknown length" if unknown else ""
     print(f"\n{len(found)} runs: {states}; about {duration(sum(known))} left{more}")
+    lines = list(planned(load_claims(arguments.group), arguments.profile))
+    if lines:
+        print(f"\npower of {POWER:.0%} takes")
+        print("\n".join(f"  {line}" for line in lines))
 
 
 if __name__ == "__main__":

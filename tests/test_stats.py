@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from ln.suite.judging.checks import Outcome, better, faster, value
-from ln.suite.judging.power import POWER, power, seeds_for_power
+from ln.suite.judging.claims import Expected, load_claims
+from ln.suite.judging.power import POWER, planned, power, seeds_expected, seeds_for_power
 from ln.suite.judging.stats import (
     Interval,
     effective_examples,
@@ -133,6 +134,18 @@ def test_three_fifths_of_the_updates_is_found_where_the_best_is_noisy(seeds: int
             sides.append(runs)
         found += faster(check("faster"), sides).outcome == Outcome.HOLDS
     assert found / trials >= least
+
+
+def test_a_claims_power_is_planned_on_the_scale_of_its_interval() -> None:
+    asked = check("faster", expected=Expected(effect=0.6, spread=0.2, steps=500))
+    assert seeds_expected(asked) == seeds_for_power(-math.log(0.6), 0.2) == 4
+    assert seeds_expected(check("better", expected=Expected(effect=0.6, spread=0.2))) == seeds_for_power(0.6, 0.2) == 4
+    assert seeds_expected(check("better")) is None
+    lines = list(planned(load_claims("draw"), "laptop"))
+    (line,) = [line for line in lines if line.startswith("draw_faster ")]
+    assert "4 seeds of 6,000 updates for 0.7 of the updates, spread 0.15" in line
+    (line,) = [line for line in lines if line.startswith("draw_better ")]
+    assert line.endswith("are planned")
 
 
 def test_an_interval_needs_two_seeds() -> None:

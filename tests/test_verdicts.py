@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ln.suite.judging.checks import Outcome
-from ln.suite.judging.claims import Check, Claim, ClaimsFile, Figure, Reference, RunsWanted
+from ln.suite.judging.claims import Check, Claim, ClaimsFile, Expected, Figure, Reference, RunsWanted
 from ln.suite.judging.verdicts import (
     NOT_REPRODUCED,
     NOT_RUN,
@@ -134,6 +134,7 @@ def test_a_curve_still_falling_says_nothing_of_the_end() -> None:
     verdict = judged(check("better"), three(falling), three(HIGH))
     assert verdict.verdict == UNDECIDED
     assert "still improving: 25% of a curve's whole improvement came in its last quarter" in verdict.reason
+    assert "about 5 times the updates would show its end" in verdict.reason
     assert judged(check("faster"), three(falling), three([v + 0.5 for v in falling])).verdict != NOT_RUN
     # The end of the paper's own protocol is its end.
     assert judged(check("better"), three(falling), three(HIGH), profile="full").verdict == REPRODUCED
@@ -148,6 +149,11 @@ def test_what_is_open_says_how_many_seeds_would_decide_it() -> None:
     few = judged(check("better"), seeds(run(1.0)), seeds(run(2.0)))
     assert few.verdict == UNDECIDED
     assert "1 seed gives no interval; run at least 3" in few.reason
+    expected = check("better", expected=Expected(effect=0.3, spread=0.2))
+    assert (
+        "; 6 have a power of 80% for the effect that is expected"
+        in judged(expected, {0: run(1.0)}, {0: run(2.0)}).reason
+    )
 
 
 def test_what_cannot_be_asked_is_not_run() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from ln.suite.judging.checks import Finding
 from ln.suite.judging.claims import ABOVE, BETTER, FASTER, Check, ClaimsFile, Reference
-from ln.suite.judging.power import MOST_SEEDS, seeds_for_power
+from ln.suite.judging.power import MOST_SEEDS, POWER, seeds_expected, seeds_for_power
 from ln.suite.runs.read import Measured, Seeds
 
 STILL = 0.05  # of a curve's whole improvement in the last quarter of its evaluations: more, and the end is not in sight
@@ -22,9 +22,10 @@ def doubt(check: Check, document: ClaimsFile, sides: Sequence[Seeds], whole: boo
         if reached := below(reference, document.metrics[reference.of[0]] == "lower", sides):
             return f"too weak: {reached}"
     if check.kind == BETTER and not whole:
-        share = max(last_quarter(check, side, document) for side in sides)
+        share, before = max(last_quarters(check, side, document) for side in sides)
         if share > STILL:
-            return f"still improving: {share:.0%} of a curve's whole improvement came in its last quarter"
+            said = f"still improving: {share:.0%} of a curve's whole improvement came in its last quarter"
+            return f"{said}; about {times_as_long(share, before):.2g} times the updates would show its end"
     return ""
 
 
@@ -66,9 +67,9 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def last_quarter(check: Check, side: Seeds, document: ClaimsFile) -> float:
+def last_quarters(check: Check, side: Seeds, document: ClaimsFile) -> tuple[float, float]:
     """Mean over seeds of the share of a curve's whole improvement, from its first evaluation to its best, that lies
-    between the third and the last quarter of its evaluations."""
+    between the third and the last quarter of its evaluations, and between the second and the third."""
     shares = []
     for run in side.values():
         metric, lower = _with_curve(run, check, document)
@@ -78,9 +79,16 @@ def last_quarter(check: Check, side: Seeds, document: ClaimsFile) -> float:
             continue
         sign = 1.0 if lower else -1.0
         whole = sign * (values[0] - (min(values) if lower else max(values)))
-        before, last = _mean(values[-2 * quarter : -quarter]), _mean(values[-quarter:])
-        shares.append(sign * (before - last) / whole if whole > 0 else 0.0)
-    return _mean(shares) if shares else 0.0
+        second, third, last = (_mean(values[len(values) - i * quarter :][:quarter]) for i in (3, 2, 1))
+        shares.append([sign * gain / whole if whole > 0 else 0.0 for gain in (third - last, second - third)])
+    return (_mean([s[0] for s in shares]), _mean([s[1] for s in shares])) if shares else (0.0, 0.0)
+
+
+def times_as_long(share: float, before: float) -> float:
+    """How much longer a run must be for its last quarter to bring no more than `STILL` of its improvement, were each
+    further quarter's gain as much smaller than the one before as the last was; at least half as long again."""
+    ratio = min(max(share / before, 0.25), 0.9) if before > 0 else 0.9
+    return 1 + max(2, math.ceil(math.log(STILL / share) / math.log(ratio))) / 4
 
 
 def _with_curve(run: Measured, check: Check, document: ClaimsFile) -> tuple[str, bool]:
@@ -94,9 +102,12 @@ def _with_curve(run: Measured, check: Check, document: ClaimsFile) -> tuple[str,
     return check.metric, check.lower
 
 
-def remedy(finding: Finding) -> str:
-    """How many seeds would decide what is open, were the effect what it was measured to be."""
-    if finding.effect is None or finding.spread is None or finding.effect == 0:
+def remedy(check: Check, finding: Finding) -> str:
+    """How many seeds would decide what is open, were the effect what it was measured to be, or is expected to be."""
+    if finding.effect is None or finding.spread is None:
+        seeds = seeds_expected(check)
+        return f"{seeds} have a power of {POWER:.0%} for the effect that is expected" if seeds else ""
+    if finding.effect == 0:
         return ""
     if finding.limit >= abs(finding.effect):
         return "no number of seeds would decide it, since the test set is too small"

@@ -1,9 +1,11 @@
 """How many seeds a check takes: the power of its interval for an effect that is expected, or was measured."""
 
 import math
+from collections.abc import Iterator
 
 from scipy.special import nctdtr, stdtrit
 
+from ln.suite.judging.claims import FASTER, Check, ClaimsFile
 from ln.suite.judging.stats import CONFIDENCE
 
 POWER = 0.8
@@ -26,3 +28,27 @@ def power(effect: float, spread: float, seeds: int) -> float:
 def seeds_for_power(effect: float, spread: float) -> int | None:
     """The fewest seeds, at least 3, with 80 % power; None where 100 are not enough."""
     return next((seeds for seeds in range(3, MOST_SEEDS + 1) if power(effect, spread, seeds) >= POWER), None)
+
+
+def seeds_expected(check: Check) -> int | None:
+    """The fewest seeds with 80 % power for what a check expects; None where it expects nothing, or too little."""
+    if check.expected is None:
+        return None
+    effect = -math.log(check.expected.effect) if check.kind == FASTER else check.expected.effect
+    return seeds_for_power(effect, check.expected.spread)
+
+
+def planned(document: ClaimsFile, profile: str) -> Iterator[str]:
+    """For each check with an expected effect, a line: which seeds, and after how many updates, give it 80 % power."""
+    wanted = document.runs.seeds[profile]
+    for claim in document.claims:
+        for check in claim.checks:
+            if check.expected is None:
+                continue
+            seeds, expected = seeds_expected(check), check.expected
+            unit = " of the updates" if check.kind == FASTER else ""
+            name = claim.id + (f" {check.quantity.rstrip(':')}" if len(claim.checks) > 1 else "")
+            number = f"{seeds} seeds" if seeds else f"over {MOST_SEEDS} seeds"
+            after = f" of {expected.steps:,} updates" if expected.steps else ""
+            short = "" if seeds and seeds <= wanted else f"; {wanted} are planned"
+            yield f"{name:44} {number}{after} for {expected.effect:g}{unit}, spread {expected.spread:g}{short}"

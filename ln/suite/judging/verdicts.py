@@ -7,7 +7,7 @@ claims that need no scale. At reduced sizes or on other data an effect is `seen`
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ln.suite.judging import checks
 from ln.suite.judging.checks import Finding, Outcome
 from ln.suite.judging.claims import CURVE, VALUE, Check, Claim, ClaimsFile
 from ln.suite.judging.doubts import doubt, remedy
+from ln.suite.judging.on_paper import on_paper
 from ln.suite.runs.read import Measured, Runs, Seeds, say_once
 
 REPRODUCED, NOT_REPRODUCED, SEEN, OPPOSITE_SEEN = "reproduced", "not_reproduced", "seen", "opposite_seen"
@@ -30,6 +31,7 @@ WORDS = {
     UNDECIDED: "undecided",
     NOT_RUN: "not run",
 }
+NOT_HELD = ": the paper's own figure fails this rule, which is not held against a run"
 FAITHFUL_PROFILE, ORIGINAL = "full", "original"
 
 
@@ -47,6 +49,7 @@ class Verdict:
     profile: str
     data: str
     seeds: list[int]
+    on_paper: str = ""  # what the same rule says of the paper's own figure
     scale: str = ""  # how much of the protocol was run, in words
     extension: bool = False
     findings: list[dict[str, Any]] = field(default_factory=list)
@@ -57,8 +60,16 @@ def judge_runs(document: ClaimsFile, runs: dict[str, Runs], profile: str) -> lis
     return [_judge_claim(claim, document, runs, profile) for claim in document.claims]
 
 
+def unjudged(document: ClaimsFile) -> list[dict[str, Any]]:
+    """The claims before there is any run: what the paper's own figure says of them, and what they would take."""
+    verdicts = judge_runs(document, {}, "")
+    needs = {claim.id: claim.needs for claim in document.claims}
+    return [asdict(v if needs[v.claim] else replace(v, reason="no run yet")) for v in verdicts]
+
+
 def _judge_claim(claim: Claim, document: ClaimsFile, runs: dict[str, Runs], profile: str) -> Verdict:
     judged = [_judge_check(check, document, runs, profile) for check in claim.checks]
+    shown = [(check.quantity if len(claim.checks) > 1 else "", on_paper(check)) for check in claim.checks]
     used = [
         run
         for check in claim.checks
@@ -76,6 +87,9 @@ def _judge_claim(claim: Claim, document: ClaimsFile, runs: dict[str, Runs], prof
         profile=profile,
         data=", ".join(sorted({run.data for run in used})),
         seeds=sorted({run.info["identity"]["seed"] for run in used}),
+        on_paper="; ".join(
+            f"{quantity} {paper.text}{NOT_HELD * paper.fails}".strip() for quantity, paper in shown if paper
+        ),
         scale=scale_of(used, profile),
         extension=claim.extension,
     )
@@ -120,10 +134,16 @@ def _judge_check(check: Check, document: ClaimsFile, runs: dict[str, Runs], prof
     if finding.outcome == Outcome.LACKING:
         return NOT_RUN, finding
     why = doubt(check, document, sides, faithful and not partial)
+    paper = on_paper(check, sides)
+    if paper and paper.fails and finding.outcome in (Outcome.FAILS, Outcome.SHORT):
+        why = (
+            why
+            or f"the paper's own figure fails this rule too ({paper.text}), so that it is not held against these runs"
+        )
     if why:
         finding = replace(finding, outcome=Outcome.OPEN, reason=why)
     elif finding.outcome == Outcome.OPEN:
-        finding = replace(finding, reason="; ".join(filter(None, (finding.reason, remedy(finding)))))
+        finding = replace(finding, reason="; ".join(filter(None, (finding.reason, remedy(check, finding)))))
     return word_for(finding.outcome, faithful or check.scale_free), finding
 
 
@@ -209,9 +229,12 @@ def write_verdicts(verdicts: list[Verdict], folder: Path) -> Path:
 
 
 def read_verdicts(folder: Path) -> list[dict[str, Any]]:
+    """What `write_verdicts` wrote; nothing where there is no such file, or one of other words than today's."""
     path = folder / "verdicts.json"
+    known = {entry.name for entry in fields(Verdict)}
     try:
-        return list(json.loads(path.read_bytes()))
+        found = list(json.loads(path.read_bytes()))
+        return found if all(known == set(verdict) and verdict["verdict"] in WORDS for verdict in found) else []
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError) as error:

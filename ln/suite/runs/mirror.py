@@ -130,10 +130,12 @@ def mirror_verdicts(folder: Path, mode: str) -> None:
         "sentence",
         "source",
         "published",
+        "on_paper",
         "measured",
         "verdict",
         "reason",
         "data",
+        "scale",
         "seeds",
     ]
     rows = [[str(verdict[column]) for column in columns] for verdict in verdicts]

@@ -9,12 +9,12 @@ from ln.suite.config import CONFIGS, PROFILES, imported
 from ln.suite.judging.claims import Claim, load_claims
 from ln.suite.judging.verdicts import (
     NOT_REPRODUCED,
-    NOT_RUN,
     OPPOSITE_SEEN,
     WORDS,
     judge_runs,
     read_verdicts,
     strongest,
+    unjudged,
     write_verdicts,
 )
 from ln.suite.runs.read import load_runs
@@ -51,6 +51,8 @@ def terminal_table(verdicts: list[dict[str, Any]]) -> str:
         lines = [f"{verdict['verdict'].upper().replace('_', ' '):15} {verdict['sentence']} ({verdict['source']})"]
         if verdict["measured"]:
             lines.append(f"measured: {verdict['measured']}")
+        if verdict["on_paper"]:
+            lines.append(f"on the paper's own figure: {verdict['on_paper']}")
         lines.append(f"{verdict['reason']} {label}")
         blocks += [
             textwrap.fill(line, width, initial_indent="" if number == 0 else " " * 16, subsequent_indent=" " * 16)
@@ -79,22 +81,20 @@ def readme_block(results: str | Path) -> str:
     lines = [
         BEGIN,
         "",
-        "| Claim | Published | Measured (95 % interval) | Verdict | Data, profile, seeds | Command |",
-        "|---|---|---|---|---|---|",
+        "| Claim | Published | On the paper's own figure | Measured (95 % interval) | Verdict | Data, scale, seeds "
+        "| Command |",
+        "|---|---|---|---|---|---|---|",
     ]
     for group in groups():
         command = f"`make reproduce-{group.replace('_', '-')}`"
         document = load_claims(group)
-        found = {verdict["claim"]: verdict for verdict in best_verdicts(group, results)}
+        found = {verdict["claim"]: verdict for verdict in (*unjudged(document), *best_verdicts(group, results))}
         for claim in document.claims:
-            verdict = found.get(claim.id)
-            if verdict is None:
-                row = [_claim(claim), claim.published, "", WORDS[NOT_RUN], "", command]
-            else:
-                status = f"{verdict['data'] or '-'}, {verdict['scale'] or '-'}, {len(verdict['seeds'])}"
-                note = verdict["measured"] or verdict["reason"]
-                row = [_claim(claim), claim.published, note, _word(verdict["verdict"]), status, command]
-            lines.append("| " + " | ".join(str(cell) for cell in row) + " |")
+            verdict = found[claim.id]
+            status = f"{verdict['data']}, {verdict['scale']}, {len(verdict['seeds'])}" if verdict["data"] else ""
+            note, word = verdict["measured"] or verdict["reason"], _word(verdict["verdict"])
+            row = [_claim(claim), claim.published, verdict["on_paper"], note, word, status, command]
+            lines.append(f"| {' | '.join(row)} |")
     return "\n".join([*lines, "", END])
 
 

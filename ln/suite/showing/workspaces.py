@@ -71,10 +71,13 @@ def verdict_table(group: str, profile: str, results: str | Path) -> str:
     verdicts = read_verdicts(Path(results) / profile / group)
     if not verdicts:
         return f"Not judged yet at profile {profile}: `make verdict-{group.replace('_', '-')} PROFILE={profile}`."
-    lines = ["| Claim | Published | Measured (95 % interval) | Verdict | Data, seeds |", "|---|---|---|---|---|"]
+    lines = [
+        "| Claim | Published | On the paper's own figure | Measured (95 % interval) | Verdict | Data, seeds |",
+        "|---|---|---|---|---|---|",
+    ]
     for v in verdicts:
         data = f"{v['data'] or '-'}, {len(v['seeds'])}"
-        row = (v["sentence"], v["published"], v["measured"] or v["reason"], WORDS[v["verdict"]], data)
+        row = (v["sentence"], v["published"], v["on_paper"], v["measured"] or v["reason"], WORDS[v["verdict"]], data)
         lines.append(f"| {' | '.join(row)} |")
     return "\n".join(lines)
 

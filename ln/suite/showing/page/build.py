@@ -33,6 +33,7 @@ from ln.suite.judging.verdicts import (
     judge_runs,
     read_verdicts,
     strongest,
+    unjudged,
 )
 from ln.suite.showing.findings import INTRODUCTION
 from ln.suite.showing.findings import page as findings_page
@@ -204,24 +205,12 @@ def _brief(verdicts: Sequence[dict[str, Any]]) -> list[tuple[Any, ...]]:
 
 
 def _rows(group: str, document: ClaimsFile, blocks: Sequence[Block]) -> list[dict[str, Any]]:
-    """One row per claim: the verdict of the most faithful profile that judged it."""
-    rows = []
-    for number, claim in enumerate(document.claims):
-        verdicts = [block.verdicts[number] for block in blocks]
-        nothing = {"verdict": NOT_RUN, "measured": "", "reason": "no run yet", "profile": "", "data": "", "seeds": []}
-        nothing |= {"scale": ""}
-        chosen = strongest(verdicts) or nothing
-        said = {
-            "group": group,
-            "claim": claim.id,
-            "sentence": claim.sentence,
-            "source": claim.source,
-            "published": claim.published,
-            "extension": claim.extension,
-            "findings": [],
-        }
-        rows.append({**said, **{key: value for key, value in chosen.items() if key not in ("published", "claim")}})
-    return rows
+    """One row per claim: the strongest verdict there is."""
+    nothing = unjudged(document)
+    rows = [
+        strongest([block.verdicts[number] for block in blocks]) or nothing[number] for number in range(len(nothing))
+    ]
+    return [{"group": group, **row} for row in rows]
 
 
 def _add_pictures(sections: Sequence[Section], results: Path, album: Album) -> None:
