@@ -207,6 +207,55 @@ def fisher_row(norm: str, images: Tensor, settings: Settings) -> dict[str, float
     }
 
 
+@torch.no_grad()
+def beyond_the_table(norm: str, images: Tensor, settings: Settings) -> dict[str, float]:
+    """What the paper says of its norms outside Table 1: shifts (conclusion), the gains' Fisher metric under another
+    scale of the input (5.2.2), summed inputs over the steps of a recurrent network (abstract, 3.1). log10 of relative
+    changes, the largest of K draws."""
+    seen: dict[str, list[float]] = {}
+    for _ in range(settings.draws):
+        x = images[torch.randperm(len(images))[: settings.cases]].double()
+        model = network(x.shape[1], settings.hidden, norm, torch.float64, NO_EPS).train()
+        shifted = x.clone()
+        shifted[0] += x.std() * positive((1,))  # the same constant on all features of one case
+        units, size = settings.fisher_units, settings.fisher_inputs
+        w = torch.randn(units, size, dtype=torch.float64)
+        few = x @ torch.randn(x.shape[1], size, dtype=torch.float64) / math.sqrt(x.shape[1])
+        a, one = few @ w.T, torch.ones(units, 1, dtype=torch.float64)
+        theta = torch.cat([w, 0 * one, one], 1)
+        changes = {
+            "log10_change_case_shift": (model(x), model(shifted)),
+            "log10_change_sum_shift": [_normalized(norm, s, w) for s in (a, a + positive((len(a), 1)))],
+            "gain_metric_log10_change": [
+                fisher_by_equation(norm, theta, scale * few)[:, -1, :, -1] for scale in (1.0, 2.0)
+            ],
+        }
+        for name, (before, after) in changes.items():
+            relative = ((after - before).norm(dim=1) / before.norm(dim=1)).max().item()
+            seen.setdefault(name, []).append(math.log10(max(relative, 1e-18)))
+        seen.setdefault("summed_inputs_drift", []).append(_drift(norm, x, settings.hidden))
+    return {name: max(values) for name, values in seen.items()}
+
+
+def _normalized(norm: str, a: Tensor, w: Tensor) -> Tensor:
+    """(B, H) normalized summed inputs of equation 5, gain 1 and bias 0."""
+    mu, sigma = statistics(norm, a, w)
+    return (a - mu) / sigma
+
+
+def _drift(norm: str, x: Tensor, hidden: int, steps: int = 50) -> float:
+    """By how many decades the root mean square of what enters the tanh changes from a recurrent network's first step
+    to its last, left to itself, with recurrent weights half as large as would keep it."""
+    w = 0.5 * torch.randn(hidden, hidden, dtype=torch.float64) / math.sqrt(hidden)
+    h = torch.tanh(x @ torch.randn(x.shape[1], hidden, dtype=torch.float64) / math.sqrt(x.shape[1]))
+    sizes = []
+    for _ in range(steps):
+        entering = _normalized(norm, h @ w.T, w)
+        sizes.append(entering.square().mean().sqrt().item())
+        h = torch.tanh(entering)
+    return abs(math.log10(sizes[-1] / sizes[0]))
+
+
 class Invariance(Task):
     Settings = Settings
     static_shapes = True
@@ -250,6 +299,7 @@ class Invariance(Task):
         if split == "test":
             norm, images, settings = self.recipe.norm.name, self.images[split].cpu(), self.recipe.model
             metrics |= table_row(norm, images, settings) | fisher_row(norm, images, settings)
+            metrics |= beyond_the_table(norm, images, settings)
         return metrics
 
 

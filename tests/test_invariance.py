@@ -6,6 +6,7 @@ import torch
 from experiments.invariance import (
     COLUMNS,
     Settings,
+    beyond_the_table,
     fisher_by_differentiation,
     fisher_by_equation,
     fisher_row,
@@ -68,3 +69,15 @@ def test_doubling_the_weights_quarters_the_curvature_and_halves_the_distance(nor
 
 def test_without_a_norm_doubling_the_weights_does_not(images: torch.Tensor) -> None:
     assert fisher_row("none", images, Settings(cases=32))["curvature_ratio_ww"] != pytest.approx(1 / 4, rel=0.05)
+
+
+def test_what_the_paper_says_outside_its_table(images: torch.Tensor) -> None:
+    rows = {norm: beyond_the_table(norm, images, Settings(hidden=16, draws=3, cases=20)) for norm in PAPER}
+    exact = -12
+    # The conclusion's shift of a case's features is no invariance; a shift of all its summed inputs is layer norm's.
+    assert all(row["log10_change_case_shift"] > -3 for row in rows.values())
+    assert {norm for norm, row in rows.items() if row["log10_change_sum_shift"] < exact} == {"layer"}
+    assert {norm for norm, row in rows.items() if row["gain_metric_log10_change"] < exact} == {"batch", "layer"}
+    drift = {norm: row["summed_inputs_drift"] for norm, row in rows.items()}
+    assert drift["layer"] < 0.01
+    assert drift["none"] > 3
