@@ -72,7 +72,7 @@ profile-%: $(READY) ## Show where the time of a training step goes at the paper'
 findings: $(READY) ## Where the paper disagrees with its own figures: results/FINDINGS.md (ONLY=<name> prints one)
 	@$(PY) -m scripts.findings $(results) $${ONLY:+"--only=$$ONLY"}
 
-.PHONY: findings dashboard wandb-sync dashboards readme report bench bench-train torture test lint clean
+.PHONY: findings dashboard wandb-sync dashboards readme report gpu-check bench bench-train torture test lint clean
 readme: $(READY) ## Rewrite the README's results table and list of findings
 	@$(PY) -m scripts.readme
 
@@ -89,6 +89,9 @@ wandb-sync: $(READY) ## Upload every run to Weights & Biases, rebuilt from its f
 
 dashboards: $(READY) ## Make a W&B workspace and report per experiment (DRY_RUN=<folder> writes their JSON instead)
 	@$(PY) -m scripts.dashboards "--profile=$$PROFILE" $(results) $${DRY_RUN:+"--dry-run=$$DRY_RUN"}
+
+gpu-check: $(READY) ## In ten minutes: does everything work on this machine's GPU? (without one: what can be known)
+	@$(PY) -m scripts.gpu_check
 
 bench: $(READY) ## Time the recurrent layers against their peers
 	@$(PY) -m scripts.bench $(BENCH)

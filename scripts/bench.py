@@ -34,6 +34,7 @@ SHAPES = {
 }
 QUICK = {"quick": Shape("quick", "gru", 6, 8, 4, 16)}
 BASELINE, LOOP, NATIVE, JAX, COMPILE = "torch.nn, no norm", "plain loop", "ln native", "JAX scan", "torch.compile"
+FASTEST = {"cpu": NATIVE, "cuda": "ln triton"}
 # What is aimed at on two threads: the longest time of an implementation, in units of another's.
 TARGETS: dict[str, list[tuple[str, str, float]]] = {
     "lstm28": [(NATIVE, BASELINE, 1.25), (NATIVE, LOOP, 1 / 3)],
@@ -66,12 +67,19 @@ def worker(shape: Shape, name: str, device: str, threads: int) -> None:
             )()  # libraries load what they need before memory is counted
         run = IMPLEMENTATIONS[name](shape, device)
         before = resident()
+        if device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
         run()
         run()
     except Exception as error:
         say(skipped=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}")
         return
-    say(ready=True, memory=max(0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if device == "cuda":
+        torch.cuda.synchronize()
+        peak = torch.cuda.max_memory_allocated()
+    say(ready=True, memory=max(0, peak - before))
     for _ in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
         run()
@@ -311,13 +319,13 @@ def save(figure: Any, path: Path) -> None:
 
 
 def scaling(device: str, threads: int, rounds: int, quick: bool) -> dict[str, dict[str, Any]]:
-    """Times of torch.nn, the loop and the native layer against T, B and H."""
+    """Times of torch.nn, the loop and the device's own layer against T, B and H."""
     steps, batches, widths = [28, 98, 392, 784, 1568, 3136], [16, 32, 64, 128, 256, 512], [64, 128, 256, 512, 1024]
     if quick:
         steps, batches, widths = [4], [4], [16]
 
     def times(T: int, B: int, D: int, H: int) -> dict[str, Any]:
-        return measure(Shape("", "lstm", T, B, D, H), [BASELINE, LOOP, NATIVE], device, threads, rounds)
+        return measure(Shape("", "lstm", T, B, D, H), [BASELINE, LOOP, FASTEST[device]], device, threads, rounds)
 
     return {
         "T (LSTM, B 100, D 1, H 100)": {str(T): times(T, 100, 1, 100) for T in steps},
@@ -351,7 +359,7 @@ def main(arguments: list[str] | None = None) -> None:
     names = [n for n in IMPLEMENTATIONS if n != COMPILE or not options.no_compile]
     names = [n for n in names if ("native" not in n) or options.device == "cpu"]
     if options.quick:
-        names = [n for n in (BASELINE, LOOP, NATIVE) if n in names]
+        names = [BASELINE, LOOP, FASTEST[options.device]]
     rounds = 2 if options.quick else options.rounds
     rates = product_rates(options.threads) if options.device == "cpu" else []
     load = os.getloadavg()[0]

@@ -281,6 +281,7 @@ def ours(backend: str, norm: str = "layer", recompute: bool = False) -> Callable
             leaf(torch.zeros(s.H)) if "cell" in sites else None,
         ]
         lengths = s.lengths()
+        lengths = None if lengths is None else lengths.to(device)
         states = [torch.zeros(s.B, s.H, device=device) for _ in range(2 if s.cell == "lstm" else 1)]
         leaves = [t for t in (x, *weights, *scales, *rest) if t is not None]
 

@@ -406,7 +406,7 @@ REAL = [
 @pytest.mark.parametrize(("cell", "shape"), REAL, ids=str)
 @pytest.mark.parametrize("name", ["none", "layer", "rms", "batch"])
 def test_device_matches_the_reference(monkeypatch: Any, name: str, cell: str, shape: Any, ragged: bool) -> None:
-    monkeypatch.setattr("tests.recurrent_cases.load", lambda _: OnDevice(triton_backend))
+    monkeypatch.setattr("ln.kernels.load", lambda _: OnDevice(triton_backend))
     tensors, p = case(cell, NormConfig(name), *shape)
     # At gain 1 these random nets are chaotic over many steps, and errors are luck whoever computes.
     p = p._replace(weight_hh=p.weight_hh / 2, gain_hh=None if p.gain_hh is None else p.gain_hh / 4)
