@@ -21,7 +21,7 @@ from tests.ptx_memory import GlobalMemory, SharedMemory
 ERROR = {"ex2": 2.0**-22, "rsqrt": 2.0**-22.9, "div": 2.0**-23}
 TYPES: dict[str, Any] = {
     "f32": np.float32, "s32": np.int32, "u32": np.uint32, "b32": np.uint32, "s64": np.int64, "u64": np.uint64,
-    "b64": np.uint64, "pred": np.bool_,
+    "b64": np.uint64, "u16": np.uint16, "b16": np.uint16, "s16": np.int16, "b8": np.uint8, "pred": np.bool_,
 }  # fmt: skip
 FLOAT = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "max": np.fmax, "min": np.fmin}
 WHOLE = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "max": np.maximum, "min": np.minimum}
@@ -104,19 +104,19 @@ class Machine:
         return found if found.dtype == TYPES[kind] else found.view(TYPES[kind])
 
     def immediate(self, text: str, size: int) -> np.ndarray:
-        if size == 1:
+        if size == 1:  # a predicate; no byte is ever immediate
             return np.full(self.N, bool(int(text, 0)))
         if text.startswith("global_smem"):
             value = int(text.partition("+")[2] or 0)
         else:
-            value = int(text[2:], 16) if text[:2] in ("0f", "0F") else int(text, 0)
-        return np.full(self.N, value & ((1 << 8 * size) - 1), np.uint32 if size == 4 else np.uint64)
+            value = int(text[2:], 16) if text[:2] in ("0f", "0F") else int(text.rstrip("U"), 0)
+        return np.full(self.N, value & ((1 << 8 * size) - 1), f"u{size}")
 
     def put(self, register: str, value: np.ndarray, mask: np.ndarray) -> None:
         if register == "_":
             return
         if value.dtype != np.bool_:
-            value = np.ascontiguousarray(value).view(np.uint32 if value.dtype.itemsize == 4 else np.uint64)
+            value = np.ascontiguousarray(value).view(f"u{value.dtype.itemsize}")
         if mask is not self.every:
             value = np.where(mask, value, self.registers.get(register, np.zeros(self.N, value.dtype)))
         self.registers[register] = value
@@ -147,6 +147,8 @@ class Machine:
             self.put(a[0], np.where(self.get(a[3], "pred"), self.get(a[1], kind), self.get(a[2], kind)), mask)
         elif name == "cvt":
             self.put(a[0], self.get(a[1], kind).astype(TYPES[words[-2]]), mask)
+        elif name == "prmt":
+            self.put(a[0], permuted(*(self.get(x, "b32") for x in a[1:])), mask)
         elif name in ("bfe", "shl", "shr"):
             self.put(a[0], self.shifted(name, kind, a), mask)
         elif name in ("mul", "mad") and words[1] in ("lo", "wide"):
@@ -237,7 +239,14 @@ class Machine:
         at, size = self.address(address, 8 if memory is self.memory else 4), np.dtype(TYPES[kind]).itemsize
         memory.aligned(at, size * len(registers), mask)
         for k, register in enumerate(registers):
-            if size == 4:
+            if size == 1:
+                if memory is self.memory:
+                    raise NotImplementedError(".".join(words))
+                if load:
+                    self.put(register, self.shared.load_byte(at + k, mask).astype(np.uint16), mask)
+                else:
+                    self.shared.store_byte(at + k, self.get(register, "b16").astype(np.uint8), mask)
+            elif size == 4:
                 self.word(register, at + 4 * k, memory, load, mask)
             elif load:
                 low, high = (memory.load(at + 8 * k + half, mask).astype(np.uint64) for half in (0, 4))
@@ -252,6 +261,18 @@ class Machine:
             self.put(register, memory.load(at, mask), mask)
         else:
             memory.store(at, self.get(register, "b32"), mask)
+
+
+def permuted(low: np.ndarray, high: np.ndarray, selector: np.ndarray) -> np.ndarray:
+    """Four bytes out of eight; the highest bit of a choice asks for the byte's sign instead."""
+    given = low.astype(np.uint64) | high.astype(np.uint64) << np.uint64(32)
+    found = np.zeros(len(low), np.uint32)
+    for place in range(4):
+        choice = (selector >> np.uint32(4 * place)) & np.uint32(15)
+        byte = (given >> (8 * (choice & 7)).astype(np.uint64)).astype(np.uint32) & np.uint32(255)
+        byte = np.where(choice & 8, np.where(byte & 128, 255, 0), byte).astype(np.uint32)
+        found |= byte << np.uint32(8 * place)
+    return found
 
 
 def approximate(exact: np.ndarray, name: str) -> np.ndarray:

@@ -77,11 +77,11 @@ class SharedMemory(Memory):
 
     def __init__(self, size: int, blocks: int, block: np.ndarray) -> None:
         super().__init__(block)
-        self.size, self.words = size, np.zeros((blocks, size // 4 + 1), np.uint32)
+        self.size, self.words = size, np.zeros((blocks, max(1, -(-size // 4))), np.uint32)
 
     def _index(self, at: np.ndarray, mask: np.ndarray) -> np.ndarray:
         inside = at[mask]
-        if len(inside) and (inside.min() < 0 or inside.max() + 4 > self.size):
+        if len(inside) and (inside.min() < 0 or inside.max() + 4 > 4 * -(-self.size // 4)):
             raise Fault(f"instruction {self.now}: shared memory has {self.size} bytes, not {int(inside.max()) + 4}")
         return at // 4
 
@@ -96,6 +96,24 @@ class SharedMemory(Memory):
         word = self._index(at, mask)
         self.note(self.block * self.words.shape[1] + word, mask, value)
         self.words[self.block[mask], word[mask]] = value[mask]
+
+    # Bytes, such as a row's being alive, have a log of their own: nobody looks at one as part of a word.
+
+    def load_byte(self, at: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        place = self._byte(at, mask)
+        self.note(-1 - (self.block * 4 * self.words.shape[1] + place), mask, None)
+        found = np.zeros(len(at), np.uint8)
+        found[mask] = self.words.view(np.uint8)[self.block[mask], place[mask]]
+        return found
+
+    def store_byte(self, at: np.ndarray, value: np.ndarray, mask: np.ndarray) -> None:
+        place = self._byte(at, mask)
+        self.note(-1 - (self.block * 4 * self.words.shape[1] + place), mask, value)
+        self.words.view(np.uint8)[self.block[mask], place[mask]] = value[mask]
+
+    def _byte(self, at: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        self._index(at // 4 * 4, mask)
+        return at
 
 
 class GlobalMemory(Memory):

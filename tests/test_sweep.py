@@ -22,6 +22,7 @@ import ln.suite.sweeps.launch
 import scripts.sweep
 from ln.suite.config import CONFIGS, Recipe, names, recipe_of
 from ln.suite.errors import Mistake
+from ln.suite.runs.device import take_gpu
 from ln.suite.runs.folder import run_folder
 from ln.suite.runs.train import carry_out
 from ln.suite.sweeps.cells import Definition, SweepCell, SweepPlan, definitions, plan
@@ -34,7 +35,6 @@ from ln.suite.sweeps.launch import (
     run_alone,
     run_cells,
     stop_requests,
-    take_gpu,
     usual_jobs,
 )
 from ln.suite.sweeps.table import State, Watch, seconds_left, table
@@ -225,16 +225,22 @@ def test_small_runs_go_side_by_side_and_a_gpu_is_one_runs(monkeypatch: pytest.Mo
 
 def test_every_process_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(ln.suite.sweeps.launch.tempfile, "gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr(ln.suite.sweeps.launch, "_gpu_lock", None)
+    monkeypatch.setattr(ln.suite.runs.device.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(ln.suite.runs.device, "_gpu_lock", None)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    with (tmp_path / f"ln-gpu-{os.getuid()}-4.lock").open("a") as other:
+    with (tmp_path / f"ln-gpu-{os.getuid()}-4-0.lock").open("a") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         take_gpu()
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "6"
         take_gpu()  # the process's next cell stays there
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "6"
-    monkeypatch.setattr(ln.suite.sweeps.launch, "_gpu_lock", None)
+        held = ln.suite.runs.device._gpu_lock
+        monkeypatch.setattr(ln.suite.runs.device, "_gpu_lock", None)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
+        take_gpu()  # both are held: a second run on the first
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "4"
+        assert held is not None
+    monkeypatch.setattr(ln.suite.runs.device, "_gpu_lock", None)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,12 @@
 """Where a run is computed: its device, and the backend of its model's recurrent layers."""
 
+import fcntl
+import itertools
 import os
 import sys
+import tempfile
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import nn
@@ -12,6 +16,9 @@ from ln.parameters import NormalizedRecurrence
 from ln.suite.errors import Mistake
 
 NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
+# torch then asks the driver's library whether there is a GPU and does not start CUDA, after which none can be chosen.
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
+_gpu_lock: IO[str] | None = None  # held to the end of the process
 
 
 def device_of(request: str, profile: str = "laptop") -> torch.device:
@@ -43,6 +50,27 @@ def unusable_gpu(driver: Path) -> str | None:
     except Exception as error:  # an old driver, a torch without CUDA: each says so in its own class
         reason = str(error).splitlines()[0]
     return f"there is an NVIDIA driver ({driver.read_text().splitlines()[0]}), but torch cannot use the GPU ({reason})"
+
+
+def take_gpu() -> None:
+    """Where there are several GPUs, show this process only the one that fewest others of ours on this machine hold."""
+    global _gpu_lock
+    count = torch.cuda.device_count()
+    if _gpu_lock is not None or count < 2:
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible else [str(index) for index in range(count)]
+    for turn in itertools.count():  # more runs than GPUs: each GPU gets a second one before any gets a third
+        for device in devices:
+            lock = (Path(tempfile.gettempdir()) / f"ln-gpu-{os.getuid()}-{device}-{turn}.lock").open("a")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.close()
+                continue
+            _gpu_lock = lock
+            os.environ["CUDA_VISIBLE_DEVICES"] = device
+            return
 
 
 def ask_for(backend: str, model: nn.Module, device: torch.device) -> None:

@@ -30,7 +30,7 @@ from ln.suite.files import replacing, write_text
 from ln.suite.overrides import check_choices, command_line, for_hydra, not_composed
 from ln.suite.runs import tracking
 from ln.suite.runs.checkpoint import load_optimizer
-from ln.suite.runs.device import ask_for, backends_of, device_of
+from ln.suite.runs.device import ask_for, backends_of, device_of, take_gpu
 from ln.suite.runs.folder import FAILED, INTERRUPTED, RUNNING, Run, going_back, peak_memory_bytes, provenance
 from ln.suite.runs.pictures import draw, draw_again
 from ln.suite.runs.read import COMPLETE, DIVERGED, PARTIAL
@@ -350,6 +350,8 @@ class Said(Exception):
 def job(composed: DictConfig) -> str:
     """One run of a sweep. Hydra lets a sweep's other runs go on and raises at its end."""
     try:
+        if composed.device != "cpu":
+            take_gpu()
         return str(carry_out(recipe_of(composed)).folder)
     except Exception as error:
         sentence = one_sentence(error)

@@ -5,7 +5,6 @@ that fails, or whose process dies, leaves the others to go on; one that another 
 same command again goes on with what is not done.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -14,14 +13,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import hydra
 import torch
@@ -33,6 +31,7 @@ from ln.suite.config import CONFIGS, Recipe, names, recipe_of
 from ln.suite.errors import Mistake, one_sentence
 from ln.suite.files import cannot_write, write_text
 from ln.suite.overrides import check_choices, command_line, for_hydra, not_composed, quoted
+from ln.suite.runs.device import take_gpu
 from ln.suite.runs.folder import DONE, FAILED, INTERRUPTED, Busy, run_folder
 from ln.suite.runs.read import run_info
 from ln.suite.runs.train import carry_out
@@ -41,7 +40,6 @@ from ln.suite.sweeps.cells import SweepCell, SweepPlan
 BUSY = "busy"
 MOST_USUAL_JOBS = 4  # each may take 1.5 GB
 NOTES = "LN_SWEEP_NOTES"  # environment variable that tells a cell's process where to write
-_gpu_lock: IO[str] | None = None  # held to the end of the process
 
 
 @dataclass(frozen=True)
@@ -163,27 +161,6 @@ def run_in_turn(
         if outcome.sentence:  # which is said at the end
             print(f"{cell.row} seed {cell.seed}: {outcome.status}", flush=True)
     return outcomes
-
-
-def take_gpu() -> None:
-    """Where there are several GPUs, show this process only one that no other cell's process on this machine holds."""
-    global _gpu_lock
-    count = torch.cuda.device_count()  # asks the driver; CUDA is not started yet
-    if _gpu_lock is not None or count < 2:
-        return
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = visible.split(",") if visible else [str(index) for index in range(count)]
-    for device in devices:
-        lock = (Path(tempfile.gettempdir()) / f"ln-gpu-{os.getuid()}-{device}.lock").open("a")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            continue
-        _gpu_lock = lock
-        os.environ["CUDA_VISIBLE_DEVICES"] = device
-        return
-    os.environ["CUDA_VISIBLE_DEVICES"] = devices[os.getpid() % len(devices)]  # more jobs than GPUs: they share
 
 
 def cores() -> int:
