@@ -85,7 +85,7 @@ def paired_half_width(first: float, second: float, examples: float) -> float:
 
     More seeds do not shrink it: they share the test set. Both models see the same examples, so most of what makes a
     test set easy or hard is in both proportions and drops out of their difference. Which examples each run gets right
-    is not kept. The two models' expected successes are therefore assumed to be correlated by no more than 0.5 over the
+    is not kept. The two models' expected successes are therefore assumed to be correlated by 0.5 or more over the
     examples, which makes the variance half of that of two test sets.
     """
     variance = (1 - SHARED) * (first * (1 - first) + second * (1 - second)) / examples
