@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.attentive_reader.task import substitute
 from ln.suite.data import Missing, cnn_questions
 from ln.suite.data.cnn_questions import read_question
 from ln.suite.errors import Mistake
@@ -43,11 +44,13 @@ def test_a_file_is_read_whole_and_as_four_chosen_sentences(tmp_path: Path) -> No
     assert cut.sentences == [PASSAGE.split()]
 
 
-@pytest.mark.parametrize("variant", ["questions", "top4"])
-def test_both_variants_are_the_original(data: Path, variant: str) -> None:
+@pytest.mark.parametrize(("variant", "status"), [("questions", "substitute"), ("top4", "original")])
+def test_the_published_selection_is_the_original_and_the_whole_corpus_a_substitute(
+    data: Path, variant: str, status: str
+) -> None:
     corpus(data, variant)
-    source = cnn_questions.original()
-    assert (source.name, source.status) == (f"CNN {variant}", "original")
+    source = cnn_questions.original() if variant == "top4" else substitute()
+    assert (source.name, source.status) == (f"CNN {variant}", status)
     cloze = source.load()
     assert [len(cloze.splits[split]) for split in ("train", "valid", "test")] == [3, 1, 2]
     assert cloze.entities == 3
@@ -59,13 +62,12 @@ def test_both_variants_are_the_original(data: Path, variant: str) -> None:
     assert cloze.vocabulary.words[cloze.splits["test"].answers[1]] == "@entity0"
 
 
-def test_the_four_sentence_variant_comes_first_and_is_told_apart(data: Path) -> None:
+def test_the_whole_corpus_is_no_original(data: Path) -> None:
     corpus(data, "questions")
-    whole = cnn_questions.original()
+    with pytest.raises(Missing, match=r"are not in .*cnn/top4"):
+        cnn_questions.original()
     corpus(data, "top4")
-    cut = cnn_questions.original()
-    assert cut.name == "CNN top4"
-    assert cut.sha256 != whole.sha256
+    assert cnn_questions.original().sha256 != cnn_questions.whole().sha256
 
 
 def test_a_changed_corpus_is_another_source_and_a_prepared_one_is_not_read_again(data: Path) -> None:
@@ -120,7 +122,7 @@ def test_a_broken_file_stops_the_loading_and_leaves_no_cache(data: Path) -> None
     path = write(data / "cnn/questions/training/b.question", "http\n")
     for _ in range(2):
         with pytest.raises(Mistake, match=r"b\.question, line 3"):
-            cnn_questions.original().load()
+            cnn_questions.whole().load()
     assert path.exists()
 
 
@@ -129,7 +131,7 @@ def test_an_incomplete_corpus_is_a_mistake_and_none_is_missing(data: Path) -> No
         cnn_questions.original()
     write(data / "cnn/questions/training/a.question")
     with pytest.raises(Mistake, match="has no folder validation"):
-        cnn_questions.original()
+        cnn_questions.whole()
     (data / "cnn/questions/validation").mkdir()
     with pytest.raises(Mistake, match=r"validation holds no \.question file"):
-        cnn_questions.original()
+        cnn_questions.whole()

@@ -50,6 +50,10 @@ class AttentiveReader(nn.Module):
             )
             for most in steps
         )
+        for lstm in (self.reader, self.asker):
+            for name, parameter in lstm.named_parameters():
+                if name.startswith("c0"):
+                    parameter.requires_grad_(False)  # the published code learns h0 alone; the cell starts at 0
         R = 2 * hidden if bidirectional else hidden
         self.similar = nn.Linear(R, R, bias=False)  # A, for passage and question alike
         self.attend_word = nn.Linear(R, hidden)  # W_d

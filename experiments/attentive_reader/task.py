@@ -16,7 +16,7 @@ from experiments.attentive_reader import pictures
 from experiments.attentive_reader.network import AttentiveReader, publish_init
 from ln import NormConfig
 from ln.suite.config import Recipe, zero_allowed
-from ln.suite.data import Source, cloze, cnn_questions, resolve
+from ln.suite.data import Missing, Source, cloze, cnn_questions, resolve
 from ln.suite.data.cloze import FIRST_ENTITY, Cloze, most_frequent_entity, most_similar, rarity
 from ln.suite.data.vocabulary import UNKNOWN, padded
 from ln.suite.errors import Mistake
@@ -38,7 +38,7 @@ class Settings:
     everywhere: bool = False  # batch norm also on the terms of the attention and of the output
     pooled_input: bool = False  # batch norm's input statistics over all steps together
     layer_gain: float = 1.0  # initial gains where statistics go over the features
-    published_init: bool = False  # all gates start equal
+    torch_init: bool = False  # torch's initial weights and word vectors from N(0, 1), not the published code's
     train_questions: int = zero_allowed(0)  # spread over the split; 0: all
     evaluate_questions: int = zero_allowed(0)  # spread over the split; 0: all
 
@@ -86,6 +86,14 @@ def norm_for_reader(norm: NormConfig, settings: Settings) -> NormConfig:
     return dataclasses.replace(norm, gain_init=settings.layer_gain) if norm.traits.axis == "features" else norm
 
 
+def substitute() -> Source:
+    """The whole CNN corpus where it is, else questions about novels."""
+    try:
+        return cnn_questions.whole()
+    except Missing:
+        return cloze.substitute()
+
+
 class AttentiveReaderTask(Task):
     Settings = Settings
 
@@ -112,7 +120,7 @@ class AttentiveReaderTask(Task):
             pooled_input=settings.pooled_input,
             steps=(max(map(len, train.passages)), max(map(len, train.questions))),
         )
-        if settings.published_init:
+        if not settings.torch_init:
             publish_init(self.model)
         self.order = Shuffled(self.examples["train"], recipe.train.batch_size, recipe.seed)
         self.steps_per_epoch = self.order.steps_per_epoch
@@ -121,7 +129,7 @@ class AttentiveReaderTask(Task):
     def find(request: str) -> Source:
         return resolve(
             request,
-            {"original": cnn_questions.original, "substitute": cloze.substitute, "embedded": cloze.embedded},
+            {"original": cnn_questions.original, "substitute": substitute, "embedded": cloze.embedded},
         )
 
     def _batch(self, split: str, chosen: list[int], permutations: Tensor | None = None) -> Batch:

@@ -34,7 +34,7 @@ QUESTION_WORDS = (6, 40)
 SENTENCE_WORDS = 60  # a longer one is mostly a list or a failure to split
 ENTITIES = (3, 10)  # of a passage, its question included
 MARKERS = ENTITIES[1]
-EMBEDDED_QUESTIONS = {"train": 2000, "valid": 200, "test": 200}
+EMBEDDED_QUESTIONS = {"train": 20_000, "valid": 2000, "test": 2000}
 
 # Capitals that stand for no name.
 TITLE = re.compile(
