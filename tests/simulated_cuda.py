@@ -89,6 +89,9 @@ class Simulated(Tensor):
     def get_device(self) -> int:
         return 0
 
+    def __deepcopy__(self, memo: Any) -> Tensor:
+        return Simulated(self.held.clone(), self.requires_grad)
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.held.clone().__reduce_ex__(protocol)
 

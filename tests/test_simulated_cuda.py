@@ -80,11 +80,19 @@ CAPTURED = {
         "train.batch_size=4",
         *(f"model.{s}_examples=8" for s in ("train", "valid", "test")),
     ],
-    "handwriting": [*SHORT, "model.length=4", "model.evaluate_lines=2", "train.batch_size=2"],
+    "handwriting": [*SHORT, "model.length=2", "model.evaluate_lines=2", "train.batch_size=2"],
 }
 
 
-@pytest.mark.parametrize(("experiment", "norm"), [("mnist_b128", "batch"), *((name, "layer") for name in CAPTURED)])
+# Those whose every step runs many kernels in Triton's interpreter take minutes.
+SLOW = ("draw", "handwriting")
+KINDS = [("mnist_b128", "batch"), *((name, "layer") for name in CAPTURED)]
+
+
+@pytest.mark.parametrize(
+    ("experiment", "norm"),
+    [pytest.param(*kind, marks=[pytest.mark.slow] if kind[0] in SLOW else []) for kind in KINDS],
+)
 def test_a_captured_run_is_the_uncaptured_one(simulated: Any, tmp_path: Path, experiment: str, norm: str) -> None:
     asked = [f"experiment={experiment}", f"norm={norm}", "device=cuda", *CAPTURED[experiment]]
     info, captured = simulated(_run, f"{tmp_path}/captured", *asked)
