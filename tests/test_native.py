@@ -6,6 +6,7 @@ that, plus a few units in the last place of the tensor's largest value.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import mmap
 import os
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from ln import reference
 from ln.kernels.native import backend as native
+from ln.kernels.native import build as native_build
 from ln.kernels.native import memory as native_memory
 from ln.kernels.native.memory import Pool
 from ln.norms import NormConfig
@@ -415,3 +417,12 @@ def test_a_repeated_pass_takes_all_its_memory_from_the_pool(monkeypatch: pytest.
     monkeypatch.setattr(native_memory.mmap, "mmap", lambda *a, **k: mapped.append(a[1]) or plain(*a, **k))
     problem.run(native)
     assert not mapped
+
+
+def test_the_arguments_are_those_that_the_compiler_laid_out() -> None:
+    fields = native_build.fields_of("Args")
+    assert fields[0] == ("T", ctypes.c_int64)
+    assert fields[-1] == ("work", ctypes.c_void_p)
+    assert ("eps", ctypes.c_double) in fields
+    assert len({name for name, _ in fields}) == len(fields) > 50
+    assert ctypes.sizeof(native._Args) == native_build.load().ln_args_size()

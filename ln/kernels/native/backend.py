@@ -27,12 +27,6 @@ _IMPLEMENTED = (
     Statistics("batch", centred=True),
 )
 _SITE_BITS = {"input": 1, "recurrent": 2, "cell": 4}
-_INTEGERS = "T B D H gru columns sites threads groups chunk given_stats external centred"
-_POINTERS = (
-    "lengths first places x c0 w_ih w_hh b_ih b_hh g_ih g_hh g_c b_c inner hs c ax ah rs"
-    " mean_x var_x mean_h var_h mean_c var_c h_last c_last"
-    " dout dh_last dc_last dx dh0 dc0 dw_ih dw_hh db_ih db_hh dg_ih dg_hh dg_c db_c dinner dax dah work"
-)
 _PARAMETERS = ("w_ih", "w_hh", "b_ih", "b_hh", "g_ih", "g_hh", "g_c", "b_c", "inner")  # the fields of Params, in order
 _STATISTICS = ("mean_x", "var_x", "mean_h", "var_h", "mean_c", "var_c")  # the fields of Stats, in order
 
@@ -42,12 +36,8 @@ _MOST_STORED, _CHEAP_STATE = 1 << 24, 256  # beyond so many floats, up to this H
 _CHEAP_INPUT = 16  # up to this D, computing W_ih x again costs less than writing and reading it
 
 
-class _Args(ctypes.Structure):  # struct Args of native.cpp, field by field
-    _fields_ = (
-        [(name, ctypes.c_int64) for name in _INTEGERS.split()]
-        + [("eps", ctypes.c_double)]
-        + [(name, ctypes.c_void_p) for name in _POINTERS.split()]
-    )
+class _Args(ctypes.Structure):
+    _fields_ = native_build.fields_of("Args")
 
 
 def available() -> str | None:

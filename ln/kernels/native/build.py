@@ -23,6 +23,21 @@ _FLAGS = ("-O3", "-std=c++17", "-fno-math-errno", "-fPIC", "-fopenmp", "-Wall")
 _LEVELS = {"AVX512": ("-march=x86-64-v4", "-mprefer-vector-width=512"), "AVX2": ("-march=x86-64-v3",)}
 
 
+_TYPES = {"int64_t": ctypes.c_int64, "double": ctypes.c_double}
+
+
+def fields_of(struct: str) -> list[tuple[str, type]]:
+    """The fields of a struct of native.cpp for ctypes, read from its declaration: names and types, in order."""
+    text = _SOURCES[0].read_text()
+    body = re.sub(r"//.*", "", text.partition(f"struct {struct} {{")[2].partition("};")[0])
+    fields: list[tuple[str, type]] = []
+    for declaration in filter(None, map(str.strip, body.split(";"))):
+        kind, names = declaration.removeprefix("const ").split(maxsplit=1)
+        for name in names.replace("\n", " ").split(","):
+            fields.append((name.strip(" *"), ctypes.c_void_p if "*" in name else _TYPES[kind]))
+    return fields
+
+
 class BuildError(RuntimeError):
     """Why there is no library, in one sentence."""
 
@@ -142,6 +157,7 @@ def load(capability: str | None = None) -> ctypes.CDLL:
         library = ctypes.CDLL(str(path))
     except OSError as error:
         raise BuildError(f"{path} cannot be loaded: {error}") from None
+    library.ln_args_size.restype = ctypes.c_int64
     library.ln_work_size.restype = ctypes.c_int64
     library.ln_gemm.restype = ctypes.c_int64
     return library

@@ -24,7 +24,7 @@
 
 enum { INPUT = 1, RECURRENT = 2, CELL = 4 };
 
-struct Args {  // mirrored field by field in native.py
+struct Args {  // build.py reads this declaration for ctypes
     int64_t T, B, D, H, gru, columns, sites, threads, groups, chunk, given_stats, external, centred;
     double eps;
     const int64_t *lengths, *first, *places;                               // (B) falling, (T+1), (first[T]) t*B+b of each; or all null
@@ -35,7 +35,7 @@ struct Args {  // mirrored field by field in native.py
     float *h_last, *c_last;                                                // (B,H)
     const float *dout, *dh_last, *dc_last;                                 // (T,B,H) (B,H) (B,H); null: 0
     float *dx, *dh0, *dc0, *dw_ih, *dw_hh, *db_ih, *db_hh, *dg_ih, *dg_hh, *dg_c, *db_c, *dinner, *dax, *dah;
-    float* work;
+    float *work;
 };
 
 // ---------------------------------------------------------------------------------------------------------- statistics
@@ -753,6 +753,9 @@ extern "C" void ln_backward(const Args* args) {
     if (a.dh0) memcpy(a.dh0, q.dh, state);
     if (a.dc0) memcpy(a.dc0, q.dc, state);
 }
+
+// For the test that ctypes lays the arguments out as the compiler does.
+extern "C" int64_t ln_args_size() { return sizeof(Args); }
 
 // Floats of workspace that a call with these arguments needs.
 extern "C" int64_t ln_work_size(const Args* args, int64_t backward) {
