@@ -18,11 +18,13 @@ from PIL import Image
 
 from ln.suite.errors import Mistake
 from ln.suite.judging.claims import load_claims
+from ln.suite.judging.published import Key, published_curves
 from ln.suite.judging.verdicts import read_verdicts, strongest
 from ln.suite.runs.read import Measured
 from ln.suite.showing.figures import mean_curve
 from ln.suite.showing.page import Built, curves, pictures, write_page
 from ln.suite.showing.page.found import find_runs
+from ln.suite.showing.panels import published_in
 from ln.suite.showing.report import groups
 from tests.conftest import ROOT
 from tests.page_results import large_results, metrics_of, small_results, write_run
@@ -163,10 +165,16 @@ def test_published_values_and_every_quantity_of_the_figure_are_offered() -> None
         document = load_claims(group)
         plots = curves.payload(document, [], points=5)["plots"]
         panels = document.figure.panels
-        assert {(p.experiment, p.metric) for p in panels} == {(plot["experiment"], plot["metric"]) for plot in plots}
-        assert [p["norm"] for panel in panels for p in panel.published] == [
-            p["norm"] for plot in plots for p in plot["published"]
-        ]
+        offered = {(plot["experiment"], plot["metric"]) for plot in plots}
+        assert {(p.experiment, p.metric) for p in panels} <= offered
+        drawn = {curve.key.norm for panel in panels for curve, _ in published_in(panel)}
+        assert drawn == {line["norm"] for plot in plots for line in plot["published"]}
+        for plot in plots:
+            for line in plot["published"]:
+                curve = published_curves()[Key(plot["experiment"], plot["metric"], line["norm"])]
+                assert line["axis"] == plot["x"] == curve.axis
+                assert len(line["x"]) == len(line["y"]) == 5
+                assert (line["x"][-1], line["y"][0]) == pytest.approx((curve.x[-1], curve.y[0]), rel=1e-3)
 
 
 # --- one file, readable by everyone

@@ -16,6 +16,7 @@ from ln.norms import NORMS
 from ln.suite.config import Recipe, names
 from ln.suite.judging.claims import load_claims
 from ln.suite.runs.train import carry_out
+from ln.suite.showing.published_runs import has_curves
 from ln.suite.showing.report import conclude
 from ln.suite.showing.workspaces import panels_of, write_json
 
@@ -39,21 +40,27 @@ def test_the_dry_run_is_what_the_library_reads_and_the_claims_say(group: str, tm
         workspace = ws.Workspace._from_model(view)
         panels = panels_of(document, experiment)
         figure, by_step, by_seconds = workspace.sections[:3]
-        assert [plot.y for plot in figure.panels] == [[wr.Metric(panel.metric)] for panel in panels]
+        assert [plot.y[0] for plot in figure.panels] == [wr.Metric(panel.metric) for panel in panels]
         assert [plot.log_y or False for plot in figure.panels] == [panel.log for panel in panels]
         assert {plot.x for plot in by_step.panels} == {wr.Metric("step")}
         assert {plot.x for plot in by_seconds.panels} == {wr.Metric("seconds")}
         for plot in (*figure.panels, *by_step.panels, *by_seconds.panels):
             assert (plot.groupby, plot.groupby_aggfunc, plot.groupby_rangefunc) == ("JobType", "mean", "stddev")
         assert f"{experiment}/laptop" in str(workspace.runset_settings.filters)
-        assert workspace.runset_settings.group_colors == {norm: traits.colour for norm, traits in NORMS.items()}
+        colours = workspace.runset_settings.group_colors
+        assert {norm: colours[norm] for norm in NORMS} == {norm: traits.colour for norm, traits in NORMS.items()}
+        # What is published is in the panels too, never under a norm's own name.
+        assert (f"published/{experiment}" in str(workspace.runset_settings.filters)) == has_curves(experiment)
+        assert set(colours) == {*NORMS, *(f"published {norm}" for norm in NORMS)}
     report = wr.Report._from_model(ReportViewspec.model_validate_json(written[f"{group}.report.json"]))
     grids = [block for block in report.blocks if isinstance(block, wr.PanelGrid)]
     assert [grid.runsets[0].name for grid in grids] == experiments
     for experiment, grid in zip(experiments, grids, strict=True):
         assert len(grid.panels) >= len(panels_of(document, experiment))
         assert f"{experiment}/laptop" in str(grid.runsets[0].filters)
-        assert sorted(grid.custom_run_colors.values()) == sorted(traits.colour for traits in NORMS.values())
+        published = [runset for runset in grid.runsets[1:] if f"published/{experiment}" in str(runset.filters)]
+        assert len(published) == len(grid.runsets) - 1 == has_curves(experiment)
+        assert len(grid.custom_run_colors) == len(NORMS) * len(grid.runsets)
     text = "\n".join(block.text for block in report.blocks if isinstance(block, wr.MarkdownBlock))
     for claim in document.claims:
         assert claim.sentence in text

@@ -132,8 +132,25 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Also:
+    """A panel's second curves, as the paper draws training beside test; what is not named is the panel's."""
+
+    label: str
+    experiment: str = ""
+    metric: str = ""
+
+
+@dataclass(frozen=True)
+class Window:
+    """The axes that the paper draws a panel in, in our units: from left to right, from bottom to top."""
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Panel:
-    """One panel of a figure."""
+    """One panel of a figure. The published curves of its metric are drawn behind ours."""
 
     metric: str
     experiment: str = ""
@@ -147,7 +164,8 @@ class Panel:
     norms: tuple[str, ...] = ()
     band: str = ""  # a metric: one standard deviation
     reference: Reference | None = None
-    published: tuple[dict[str, Any], ...] = ()
+    also: Also | None = None
+    paper: Window | None = None
 
     @property
     def label(self) -> str:
@@ -311,6 +329,14 @@ def _panel(raw: dict[str, Any], runs: RunsWanted, metrics: dict[str, str], where
     raw = {"experiment": runs.experiments[0], **raw}
     if "reference" in raw:
         raw["reference"] = _reference({"of": [raw.get("metric")], **raw["reference"]}, metrics, place)
+    if "also" in raw:
+        raw["also"] = also = _build(Also, raw["also"], f"{place}, also")
+        _known(place, "metric", also.metric or raw.get("metric"), metrics)
+        _known(place, "experiment", also.experiment or raw["experiment"], runs.experiments)
+    if "paper" in raw:
+        raw["paper"] = window = _build(Window, raw["paper"], f"{place}, paper")
+        if not all(len(ends) == 2 and ends[0] != ends[1] for ends in (window.x, window.y)):
+            raise Mistake(f"{place}: the paper's x and y must be two different ends each")
     panel = _build(Panel, raw, place)
     _known(place, "metric", panel.metric, metrics)
     _known(place, "experiment", panel.experiment, runs.experiments)

@@ -45,6 +45,11 @@ def job_type_of(norm: str) -> str:
     return f"published {norm}"
 
 
+def has_curves(experiment: str) -> bool:
+    """Whether any figure draws the experiment."""
+    return any(key.experiment == experiment for key in published_curves())
+
+
 def published_runs(results: str | Path, *, everything: bool) -> list[PublishedRun]:
     """Those of the experiments that have a run under a results folder: all, or those without a copy here."""
     present = {path.parents[2].name for path in Path(results).glob("*/*/*/*/run.json")}

@@ -1,7 +1,8 @@
 """Workspaces and reports in W&B, built from the claims files: the paper's figures as panels, its numbers as text.
 
 One workspace per experiment, one report per claims file. A run's group is `<experiment>/<profile>` and its job type its
-norm (runs/mirror.py), so a panel's lines are norms, averaged over seeds, with a band of one standard deviation.
+norm (runs/mirror.py), so a panel's lines are norms, averaged over seeds, with a band of one standard deviation. The
+published curves are runs of other groups and job types (published_runs.py), and so lines of their own.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ from typing import Any
 import wandb_workspaces.expr as expr
 import wandb_workspaces.reports.v2 as wr
 import wandb_workspaces.workspaces as ws
+from matplotlib.colors import to_hex, to_rgb
 
 from ln.norms import NORMS
 from ln.suite.config import names
@@ -22,6 +24,20 @@ from ln.suite.judging.claims import ClaimsFile, Panel, load_claims
 from ln.suite.judging.verdicts import WORDS, read_verdicts
 from ln.suite.runs.mirror import PROJECT
 from ln.suite.showing.figures import X_LABELS
+from ln.suite.showing.published_runs import group_of, has_curves, job_type_of
+
+COLOURS: dict[Any, Any] = {norm: traits.colour for norm, traits in NORMS.items()}  # by job type
+# W&B draws every line of a panel the same way, so the published ones are told by a paler colour.
+PALE: dict[Any, Any] = {
+    job_type_of(norm): to_hex((0.5 + 0.5 * red, 0.5 + 0.5 * green, 0.5 + 0.5 * blue))
+    for norm, (red, green, blue) in ((norm, to_rgb(colour)) for norm, colour in COLOURS.items())
+}
+
+
+def groups_of(experiment: str, profile: str) -> dict[str, str]:
+    """The W&B groups of an experiment's runs and, where a figure draws it, of its published curves, by their names."""
+    published = {group_of(experiment): group_of(experiment)} if has_curves(experiment) else {}
+    return {experiment: f"{experiment}/{profile}", **published}
 
 
 def line_plot(panel: Panel, x: str) -> wr.LinePlot:
@@ -30,7 +46,7 @@ def line_plot(panel: Panel, x: str) -> wr.LinePlot:
     return wr.LinePlot(
         title=panel.title or panel.metric,
         x=x,
-        y=[panel.metric],
+        y=[panel.metric, *([panel.also.metric] if panel.also and panel.also.metric else [])],
         range_y=(low, high),
         log_x=panel.log_x or None,
         log_y=panel.log or None,
@@ -109,9 +125,9 @@ def workspace(group: str, experiment: str, profile: str, results: str | Path, en
         sections=sections,
         settings=ws.WorkspaceSettings(x_axis="step", max_runs=100),
         runset_settings=ws.RunsetSettings(
-            filters=expr.And(expr.Metric("Group") == f"{experiment}/{profile}"),
+            filters=expr.And(expr.Metric("Group").isin(list(groups_of(experiment, profile).values()))),
             groupby=[expr.Metric("JobType")],
-            group_colors={norm: traits.colour for norm, traits in NORMS.items()},
+            group_colors=COLOURS | PALE,
         ),
     )
 
@@ -129,24 +145,28 @@ def report(group: str, profile: str, results: str | Path, entity: str, *, saved:
         wr.MarkdownBlock(verdict_table(group, profile, results)),
     ]
     for experiment in document.runs.experiments:
-        runs = wr.Runset(
-            entity=entity if saved else "",
-            project=PROJECT if saved else "",
-            name=experiment,
-            filters=expr.And(expr.Metric("Group") == f"{experiment}/{profile}"),
-            groupby=["JobType"],
-        )
+        runsets = [
+            wr.Runset(
+                entity=entity if saved else "",
+                project=PROJECT if saved else "",
+                name=name,
+                filters=expr.And(expr.Metric("Group") == group),
+                groupby=["JobType"],
+            )
+            for name, group in groups_of(experiment, profile).items()
+        ]
         keys = pictures(results, profile, experiment)
         media = [wr.MediaBrowser(media_keys=keys)] if keys else []
         colours: Any = {
-            wr.RunsetGroup(experiment, (wr.RunsetGroupKey(wr.Metric("JobType"), norm),)): traits.colour
-            for norm, traits in NORMS.items()
+            wr.RunsetGroup(name, (wr.RunsetGroupKey(wr.Metric("JobType"), job_type),)): colour
+            for name in groups_of(experiment, profile)
+            for job_type, colour in (COLOURS if name == experiment else PALE).items()
         }
         panels = plots(panels_of(document, experiment))
         blocks += [
             wr.H2(experiment),
             wr.MarkdownBlock(published(document, experiment)),
-            wr.PanelGrid(runsets=[runs], panels=[*panels, *media], custom_run_colors=colours),
+            wr.PanelGrid(runsets=runsets, panels=[*panels, *media], custom_run_colors=colours),
         ]
     blocks += [wr.H2("Deviations"), wr.MarkdownBlock("\n".join(f"- {line}" for line in document.deviations))]
     return wr.Report(project=PROJECT, entity=entity, title=f"{document.title} ({profile})", blocks=blocks)

@@ -5,15 +5,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from matplotlib.ticker import FuncFormatter
-
 from ln.norms import NORMS, Normalization
 from ln.suite.config import names
 from ln.suite.runs.folder import DONE, FAILED
 from ln.suite.runs.read import PARTIAL, Measured, load_runs
 from ln.suite.runs.tracking import mirror_verdicts
-from ln.suite.showing.figures import new_figure, save, two_or_five
+from ln.suite.showing.figures import new_figure, save
 from ln.suite.showing.report import conclude, terminal_table
+from ln.suite.showing.ticks import plain_axis
 from ln.suite.sweeps.cells import Definition, SweepCell, value_root
 from ln.suite.sweeps.launch import BUSY, Outcome
 
@@ -74,8 +73,7 @@ def sensitivity_figure(definition: Definition, profile: str, results: str | Path
     reached = [run.value(definition.metric, "final", True) for run in done if not run.diverged]
     if reached and min(reached) > 0 and max(reached) > WIDE * min(reached):
         axis.set_yscale("log")
-        axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.yaxis.set_minor_formatter(FuncFormatter(two_or_five))
+    plain_axis(axis.yaxis, *axis.get_ylim())
     data = ", ".join(sorted({f"{run.info['data']['name']} [{run.info['data']['status']}]" for run in done}))
     axis.set_xticks(values, [f"{value:g}" for value in values])
     axis.xaxis.minorticks_off()

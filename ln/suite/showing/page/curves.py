@@ -4,15 +4,17 @@ Shapes: E evaluations of a run, P points kept of them.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ln.norms import NORMS
-from ln.suite.judging.claims import ClaimsFile
+from ln.suite.judging.claims import ClaimsFile, Panel
 from ln.suite.showing.figures import X_LABELS
 from ln.suite.showing.page.found import AXES, Found
+from ln.suite.showing.panels import published_in
 
 # All curves of a page together, about 7 bytes each; with plotly.js the page stays well below 5 MB.
 VALUES = 130_000
@@ -101,19 +103,19 @@ def payload(document: ClaimsFile, found: Sequence[Found], points: int) -> dict[s
             lines += [_line(run, points) for run in runs]
             if any(run.evaluations for run in runs):
                 lines.append(_mean(runs, points))
-    return {"plots": _plots(document, done), "lines": lines}
+    return {"plots": _plots(document, done, points), "lines": lines}
 
 
-def _plots(document: ClaimsFile, done: Sequence[Found]) -> list[dict[str, Any]]:
+def _plots(document: ClaimsFile, done: Sequence[Found], points: int) -> list[dict[str, Any]]:
     """The figure's panels first, then whatever else was measured."""
     experiments = document.runs.experiments
     plots: list[dict[str, Any]] = []
-    for panel in document.figure.panels:
+    for panel in _panels(document):
         experiment, x = panel.experiment, panel.x
         title = f"{panel.label}, {panel.title}" if panel.title else panel.metric
         plot = {"experiment": experiment, "metric": panel.metric, "title": title, "figure": True, "x": x}
         plot |= {"label": panel.label, "log": panel.log, "logX": panel.log_x}
-        plot |= {"published": [_published(p, x) for p in panel.published]}
+        plot |= {"published": _published(panel, points)}
         if (experiment, panel.metric) not in [(p["experiment"], p["metric"]) for p in plots]:
             plots.append(plot)  # the page switches the axis, so a panel that differs in it alone is no other plot
     drawn = {(plot["experiment"], plot["metric"]) for plot in plots}
@@ -126,11 +128,23 @@ def _plots(document: ClaimsFile, done: Sequence[Found]) -> list[dict[str, Any]]:
     return plots
 
 
-def _published(published: dict[str, Any], x: str) -> dict[str, Any]:
-    if "points" in published:
-        points = published["points"]
-        return {"norm": published["norm"], "axis": x, "x": list(points), "y": list(points.values())}
-    return {"norm": published["norm"], "value": published["value"]}
+def _panels(document: ClaimsFile) -> Iterator[Panel]:
+    """The figure's panels, with one of their own for second curves."""
+    for panel in document.figure.panels:
+        yield replace(panel, also=None)
+        if (also := panel.also) is not None:
+            experiment, metric = also.experiment or panel.experiment, also.metric or panel.metric
+            yield replace(panel, also=None, experiment=experiment, metric=metric, title=f"{panel.title}, {also.label}")
+
+
+def _published(panel: Panel, points: int) -> list[dict[str, Any]]:
+    """The published curves of a panel, thinned as ours are."""
+    lines = []
+    for curve, _ in published_in(panel):
+        kept = np.linspace(0, len(curve.x) - 1, min(points, len(curve.x))).round().astype(int)
+        x, y = ([_short(part[i]) for i in kept] for part in (curve.x, curve.y))
+        lines.append({"norm": curve.key.norm, "axis": curve.axis, "x": x, "y": y})
+    return lines
 
 
 def _line(run: Found, points: int) -> dict[str, Any]:

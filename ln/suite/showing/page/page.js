@@ -81,6 +81,7 @@ class Panel {
     Object.assign(this, { element, ...data.plots[element.dataset.key], drawn: false });
     this.canvas = element.querySelector(".plot");
     this.select = element.querySelector("select");
+    this.publishedBox = element.querySelector("input[name=published]");
     const groups = { "In the figure": true, "Also measured": false };
     for (const [label, inFigure] of Object.entries(groups)) {
       const group = document.createElement("optgroup");
@@ -89,8 +90,10 @@ class Panel {
       if (group.children.length) this.select.append(group);
     }
     this.chooseAxis();
+    this.offerPublished();
     element.addEventListener("change", (event) => {
       if (event.target === this.select) this.chooseAxis();
+      if (event.target === this.select || event.target.type === "radio") this.offerPublished();
       this.draw();
     });
     element.hidden = false;
@@ -98,13 +101,23 @@ class Panel {
 
   get plot() { return this.plots[this.select.value]; }
   get axis() { return this.element.querySelector("input[type=radio]:checked").value; }
-  get shown() { return [...this.element.querySelectorAll("input[type=checkbox]:checked")].map((box) => box.value); }
+  get shown() { return [...this.element.querySelectorAll("input[name=norm]:checked")].map((box) => box.value); }
   get axisName() { return this.element.querySelector("input[type=radio]:checked").parentElement.textContent.trim(); }
 
   // Each quantity starts on its figure's axis.
   chooseAxis() {
     const radios = [...this.element.querySelectorAll("input[type=radio]")];
     (radios.find((radio) => radio.value === this.plot.x) ?? radios[0]).checked = true;
+  }
+
+  // The paper's curves are there on the figure's own axis. They start out shown where ours come as far as a quarter of
+  // theirs; else they would leave ours a corner of the plot, and the reader asks for them.
+  offerPublished() {
+    const curves = this.plot.published.filter((curve) => curve.axis === this.axis);
+    this.publishedBox.disabled = !curves.length;
+    const theirs = Math.max(...curves.flatMap((curve) => curve.x));
+    const ours = Math.max(...norms.flatMap((norm) => this.linesOf(norm)).flatMap((line) => this.xOf(line)));
+    this.publishedBox.checked = curves.length > 0 && ours >= theirs / 4;
   }
 
   linesOf(norm) {
@@ -134,17 +147,18 @@ class Panel {
     };
   }
 
-  published(colours, traces) {
-    const reach = traces.flatMap((trace) => trace.x);
-    const ends = [Math.min(...reach), Math.max(...reach)];
+  published(colours) {
+    if (!this.publishedBox.checked) return [];
     return this.plot.published
-      .filter((published) => this.shown.includes(published.norm) && (!published.axis || published.axis === this.axis))
-      .map((published) => ({
-        x: published.x ?? ends, y: published.y ?? [published.value, published.value],
-        name: `published, ${data.palette[published.norm].name}`, type: "scatter", mode: published.y ? "lines+markers" : "lines",
-        line: { color: colours[published.norm], dash: "dot", width: 2 }, marker: { symbol: "x" },
-        hovertemplate: `<b>published</b>, ${data.palette[published.norm].name}: %{y:.5~g}<extra></extra>`,
-      }));
+      .filter(({ norm, axis }) => axis === this.axis && (this.shown.includes(norm) || !(norm in data.palette)))
+      .map(({ norm, x, y }) => {
+        const name = data.palette[norm]?.name ?? "original (Kiros et al. 2015)";
+        return {
+          x, y, name: `published, ${name}`, type: "scatter", mode: "lines",
+          line: { color: colours[norm] ?? getComputedStyle(this.canvas).color, dash: "dash", width: 1.5 },
+          hovertemplate: `<b>published</b>, ${name}<br>%{y:.4~g} at ${this.axisName} %{x:.4~g}<extra></extra>`,
+        };
+      });
   }
 
   async draw() {
@@ -157,7 +171,7 @@ class Panel {
     const style = getComputedStyle(this.canvas);
     const grid = getComputedStyle(document.querySelector("nav")).borderBottomColor;
     const line = { gridcolor: grid, linecolor: grid, zerolinecolor: grid, automargin: true };
-    await Plotly.react(this.canvas, [...traces, ...this.published(colours, traces)], {
+    await Plotly.react(this.canvas, [...this.published(colours), ...traces], {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", showlegend: false, hovermode: "closest",
       font: { family: style.fontFamily, size: 13, color: style.color },
       hoverlabel: { bgcolor: getComputedStyle(document.body).backgroundColor, font: { color: style.color } },
@@ -188,7 +202,8 @@ class Panel {
     });
     const { title } = this.plot;
     const said = cells.map(([name, , , end, , lost]) => `${name} ends at ${end}${lost ? `, ${lost} diverged` : ""}`);
-    this.canvas.setAttribute("aria-label", `${title} against ${this.axisName}. ${said.join("; ") || "No norm is chosen"}.`);
+    const beside = this.publishedBox.checked ? " The published curves are dashed." : "";
+    this.canvas.setAttribute("aria-label", `${title} against ${this.axisName}. ${said.join("; ") || "No norm is chosen"}.${beside}`);
     const table = document.createElement("table");
     table.createCaption().textContent = title;
     const head = table.createTHead().insertRow();
