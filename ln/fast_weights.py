@@ -1,0 +1,226 @@
+"""Fast weights (Ba, Hinton, Mnih, Leibo & Ionescu 2016, arXiv 1610.06258): a recurrent layer with a second, quickly
+changing weight matrix that holds its recent hidden states.
+
+    A(t) = decay A(t-1) + rate h(t) h(t)^T                                (equation 1)
+    h_0(t+1) = f(W h(t) + C x(t))
+    h_s+1(t+1) = f(LN[W h(t) + C x(t) + A(t) h_s(t+1)]),  s = 0 ... S-1   (equation 2, with its layer norm)
+
+What A adds is attention to the past states: A(t) h_s = rate sum_u decay^(t-u) h(u) (h(u) . h_s), so that A need not
+be built where the sequence is short (equation 4).
+
+Shapes: T time, B batch, D input, H hidden.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ln.norms import NormConfig
+
+_FORMS = ("auto", "attention", "matrix")
+_NONLINEARITIES = {"relu": torch.relu, "tanh": torch.tanh}
+
+
+class FastState(NamedTuple):
+    """What one call hands to the next."""
+
+    h: Tensor  # (B, H) hidden state
+    A: Tensor  # (B, H, H) fast weights
+
+
+class FastWeights(nn.Module):
+    """A layer of `hidden_size` units with fast weights over sequences (T, B, D), or (B, T, D) with batch_first.
+
+    Slow weights: weight_hh (H, H) starts as `identity` times the identity, weight_ih (H, D) and bias (H) uniform in
+    +-1/sqrt(H), as in the paper's appendix A.1; `normalize` holds the norm's gain and bias, from 1 and 0.
+
+    Args:
+        decay: lambda, the share of A that a step keeps; in [0, 1].
+        rate: eta, how strongly the present hidden state is written into A; not negative.
+        inner_steps: S, how often A is applied within a step; at least 1.
+        nonlinearity: "relu" or "tanh".
+        norm: "layer", "rms" or "none", or a `NormConfig` of such a norm, on the summed inputs of the inner loop.
+        form: "matrix" builds A (B, H, H); "attention" sums over past states, which is cheaper while T S < H (S + 1);
+            "auto" takes the cheaper. Both compute the same.
+        identity: what weight_hh starts from, as a multiple of the identity.
+
+    Raises:
+        ValueError: a size, decay, rate or inner_steps out of range, an unknown nonlinearity or form, a norm over other
+            than the layer's own units, an input, state or lengths of the wrong shape.
+
+    >>> layer = FastWeights(8, 16)
+    >>> output, state = layer(torch.randn(5, 3, 8))
+    >>> output.shape, state.A.shape
+    (torch.Size([5, 3, 16]), torch.Size([3, 16, 16]))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        decay: float = 0.95,
+        rate: float = 0.5,
+        inner_steps: int = 1,
+        nonlinearity: str = "relu",
+        norm: str | NormConfig = "layer",
+        form: str = "auto",
+        identity: float = 0.05,
+        batch_first: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("inner_steps", inner_steps)):
+            if size < 1:
+                raise ValueError(f"{name}={size} must be at least 1")
+        if not 0 <= decay <= 1:
+            raise ValueError(f"decay={decay} must lie in [0, 1]")
+        if not 0 <= rate < math.inf:
+            raise ValueError(f"rate={rate} must be finite and not negative")
+        if nonlinearity not in _NONLINEARITIES:
+            raise ValueError(f"nonlinearity={nonlinearity} is unknown; choose one of {', '.join(_NONLINEARITIES)}")
+        if form not in _FORMS:
+            raise ValueError(f"form={form} is unknown; choose one of {', '.join(_FORMS)}")
+        self.norm = NormConfig.of(norm)
+        traits = self.norm.traits
+        if traits.reparameterizes or traits.axis == "batch":
+            raise ValueError(f"norm={self.norm.name} does not fit fast weights; choose one over the layer's own units")
+        self.input_size, self.hidden_size, self.batch_first = input_size, hidden_size, batch_first
+        self.decay, self.rate, self.inner_steps = decay, rate, inner_steps
+        self.nonlinearity, self.form, self.identity = nonlinearity, form, identity
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        self.weight_ih, self.weight_hh = parameter(hidden_size, input_size), parameter(hidden_size, hidden_size)
+        self.bias = parameter(hidden_size)
+        self.normalize = traits.make(hidden_size, eps=self.norm.eps).to(device=device, dtype=dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Back to the initial weights that the class describes."""
+        bound = 1 / math.sqrt(self.hidden_size)
+        with torch.no_grad():
+            for parameter in (self.weight_ih, self.bias):
+                parameter.uniform_(-bound, bound)
+            self.weight_hh.copy_(self.identity * torch.eye(self.hidden_size))
+            if self.norm.traits.normalizes:
+                self.normalize.reset_parameters()  # type: ignore[operator]
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.input_size}, {self.hidden_size}, decay={self.decay}, rate={self.rate}, "
+            f"inner_steps={self.inner_steps}, nonlinearity={self.nonlinearity}, form={self.form}"
+        )
+
+    def forward(
+        self, input: Tensor, state: FastState | None = None, lengths: Tensor | None = None
+    ) -> tuple[Tensor, FastState]:
+        """input (T, B, D), state from an earlier call or None for zeros, lengths (B) integers of 0 ... T ->
+        hidden states (T, B, H), zeros past a row's end, and the state after each row's last step."""
+        x = input.transpose(0, 1) if self.batch_first else input
+        T, B = self._checked(x)
+        valid = None if lengths is None else self._valid(lengths, T, B, x.device)
+        H = self.hidden_size
+        if state is None:
+            h, A = x.new_zeros(B, H), None
+        else:
+            h, A = self._checked_state(state, B)
+        run = self._attention if self._attends(T) else self._matrix
+        outputs, state = run(F.linear(x, self.weight_ih, self.bias), h, A, valid)
+        return (outputs.transpose(0, 1) if self.batch_first else outputs), state
+
+    def _attends(self, T: int) -> bool:
+        if self.form == "auto":  # per step and case: about T S H multiplications against H^2 (S + 1)
+            return self.inner_steps * T < (self.inner_steps + 1) * self.hidden_size
+        return self.form == "attention"
+
+    def _step(self, drive: Tensor, h: Tensor, recall: Callable[[Tensor], Tensor]) -> Tensor:
+        """drive (B, H) = C x(t) + b, h (B, H) -> h(t+1) (B, H); recall: h_s (B, H) -> A(t) h_s."""
+        f = _NONLINEARITIES[self.nonlinearity]
+        sustained = drive + F.linear(h, self.weight_hh)
+        h = f(sustained)
+        for _ in range(self.inner_steps):
+            h = f(self.normalize(sustained + recall(h)))
+        return h
+
+    def _matrix(self, drive: Tensor, h: Tensor, A: Tensor | None, valid: Tensor | None) -> tuple[Tensor, FastState]:
+        T, B, H = drive.shape
+        A = drive.new_zeros(B, H, H) if A is None else A
+        outputs = []
+        for t in range(T):
+            now = self._step(drive[t], h, lambda v, A=A: torch.einsum("bij,bj->bi", A, v))  # type: ignore[misc]
+            written = self.decay * A + self.rate * now[:, :, None] * now[:, None, :]
+            if valid is None:
+                h, A = now, written
+                outputs.append(now)
+            else:
+                on = valid[t]
+                h, A = torch.where(on, now, h), torch.where(on[:, :, None], written, A)
+                outputs.append(torch.where(on, now, 0))
+        return torch.stack(outputs), FastState(h, A)
+
+    def _attention(self, drive: Tensor, h: Tensor, A: Tensor | None, valid: Tensor | None) -> tuple[Tensor, FastState]:
+        T = drive.shape[0]
+        outputs: list[Tensor] = []
+        # How much of what was written k steps ago is left, for k = 0 ... T - 1, and of the A of before all steps.
+        kept = self.decay ** torch.arange(T + 1, device=drive.device, dtype=drive.dtype)
+
+        def recall(v: Tensor) -> Tensor:
+            t = len(outputs)
+            found = torch.zeros_like(v) if A is None else kept[t] * torch.einsum("bij,bj->bi", A, v)
+            if t:
+                past = torch.stack(outputs, 1)  # (B, t, H)
+                scores = torch.einsum("bth,bh->bt", past, v) * (self.rate * kept[:t].flip(0))
+                found = found + torch.einsum("bt,bth->bh", scores, past)
+            return found
+
+        for t in range(T):
+            now = self._step(drive[t], h, recall)
+            if valid is not None:
+                h, now = torch.where(valid[t], now, h), torch.where(valid[t], now, 0)
+            else:
+                h = now
+            outputs.append(now)
+        return torch.stack(outputs), FastState(h, self._written(torch.stack(outputs), A, valid, kept))
+
+    def _written(self, outputs: Tensor, A: Tensor | None, valid: Tensor | None, kept: Tensor) -> Tensor:
+        """The fast weights (B, H, H) after each row's last step, from all its hidden states (T, B, H)."""
+        T, B, _ = outputs.shape
+        steps = torch.full((B,), T, device=outputs.device) if valid is None else valid.sum(0).squeeze(1)
+        age = steps - 1 - torch.arange(T, device=outputs.device)[:, None]  # (T, B); of no account past the end
+        share = self.rate * kept[age.clamp(min=0)]
+        written = torch.einsum("tb,tbi,tbj->bij", share, outputs, outputs)
+        return written if A is None else written + kept[steps][:, None, None] * A
+
+    def _checked(self, x: Tensor) -> tuple[int, int]:
+        if x.dim() != 3 or x.shape[2] != self.input_size or x.shape[0] == 0:
+            shape = "(B, T, D)" if self.batch_first else "(T, B, D)"
+            found = tuple(x.transpose(0, 1).shape if self.batch_first and x.dim() > 1 else x.shape)
+            raise ValueError(f"input must be {shape} with T > 0 and D = {self.input_size}, but is {found}")
+        return x.shape[0], x.shape[1]
+
+    def _checked_state(self, state: FastState, B: int) -> tuple[Tensor, Tensor]:
+        H = self.hidden_size
+        h, A = state
+        if h.shape != (B, H) or A.shape != (B, H, H):
+            raise ValueError(
+                f"state must be h {(B, H)} and A {(B, H, H)}, but is h {tuple(h.shape)} and A {tuple(A.shape)}"
+            )
+        return h, A
+
+    @staticmethod
+    def _valid(lengths: Tensor, T: int, B: int, device: torch.device) -> Tensor:
+        """(T, B, 1): which steps count."""
+        if lengths.shape != (B,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
+            raise ValueError(f"lengths must be ({B},) integers, but are {tuple(lengths.shape)} of {lengths.dtype}")
+        if B and not (int(lengths.min()) >= 0 and int(lengths.max()) <= T):
+            raise ValueError(f"lengths must lie in 0 ... T = {T}")
+        return (torch.arange(T, device=device)[:, None] < lengths.to(device))[..., None]

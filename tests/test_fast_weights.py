@@ -1,0 +1,190 @@
+"""Fast weights against the equations of Ba et al. 2016 (arXiv 1610.06258), and associative retrieval."""
+
+import re
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from experiments.associative_retrieval import AssociativeRetrieval, Retriever, Settings
+from ln import FastState, FastWeights, NormConfig
+from ln.suite.config import Recipe
+from ln.suite.data import retrieval
+from ln.suite.errors import Mistake
+
+T, B, D, H = 6, 3, 5, 7
+LENGTHS = torch.tensor([6, 2, 0])
+
+
+def layer(form: str, norm: str = "layer", steps: int = 2, nonlinearity: str = "tanh") -> FastWeights:
+    torch.manual_seed(0)
+    made = FastWeights(
+        D, H, decay=0.9, rate=0.3, inner_steps=steps, nonlinearity=nonlinearity, norm=norm, form=form, identity=0.5
+    )
+    for parameter in made.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    return made.double()
+
+
+def by_the_equations(m: FastWeights, x: Tensor) -> Tensor:
+    """Equations 1 and 2 for each case by itself, with nothing of the layer's code."""
+    rows = []
+    for case in x.unbind(1):
+        h, A, states = torch.zeros(H).double(), torch.zeros(H, H).double(), []
+        for input in case:
+            sustained = m.weight_hh @ h + m.weight_ih @ input + m.bias
+            h = torch.tanh(sustained)
+            for _ in range(m.inner_steps):
+                z = sustained + A @ h
+                z = (z - z.mean()) / (z.var(unbiased=False) + m.norm.eps).sqrt()
+                h = torch.tanh(z * m.normalize.weight + m.normalize.bias)  # type: ignore[operator]
+            A = m.decay * A + m.rate * torch.outer(h, h)
+            states.append(h)
+        rows.append(torch.stack(states))
+    return torch.stack(rows, 1)
+
+
+@pytest.mark.parametrize("form", ["attention", "matrix", "auto"])
+def test_eq2_hidden_states_attend_to_the_past(form: str) -> None:
+    m, x = layer(form), torch.randn(T, B, D).double()
+    assert torch.allclose(m(x)[0], by_the_equations(m, x), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("norm", ["layer", "none"])
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "ragged"])
+def test_both_forms_are_the_same_layer_and_carry_the_same_state(norm: str, lengths: Tensor | None) -> None:
+    x = torch.randn(2, T, B, D).double()
+    found = []
+    for form in ("attention", "matrix"):
+        m = layer(form, norm)
+        first, state = m(x[0], lengths=lengths)
+        second, last = m(x[1], state, lengths=lengths)
+        (first.sum() + second.square().sum() + last.A.sum()).backward()
+        found.append([first, second, *state, *last, *(p.grad for p in m.parameters())])
+    for a, b in zip(*found, strict=True):
+        assert torch.allclose(a, b, rtol=1e-10, atol=1e-12)
+
+
+def test_two_calls_are_one_long_call() -> None:
+    m, x = layer("attention"), torch.randn(2 * T, B, D).double()
+    whole, end = m(x)
+    first, state = m(x[:T])
+    second, last = m(x[T:], state)
+    assert torch.allclose(whole, torch.cat([first, second]), rtol=0, atol=1e-13)
+    assert torch.allclose(end.A, last.A, rtol=0, atol=1e-13)
+
+
+def test_a_padded_row_is_as_if_it_were_alone() -> None:
+    for form in ("attention", "matrix"):
+        m, x = layer(form), torch.randn(T, B, D).double()
+        padded, state = m(x, lengths=LENGTHS)
+        alone, own = m(x[:2, 1:2])
+        assert torch.allclose(padded[:2, 1:2], alone)
+        assert not padded[2:, 1].any()
+        assert torch.allclose(state.A[1], own.A[0])
+        assert torch.allclose(state.h[1], own.h[0])
+        assert not state.A[2].any()
+
+
+@pytest.mark.parametrize("form", ["attention", "matrix"])
+def test_gradients_are_those_of_finite_differences(form: str) -> None:
+    m = layer(form)
+    x = torch.randn(3, 2, D, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: m(x)[0], (x,))
+    assert torch.autograd.gradgradcheck(lambda x: m(x)[0], (x,))
+
+
+def test_the_cheaper_form_is_taken() -> None:
+    m = FastWeights(D, 50)
+    assert m._attends(11)
+    assert not m._attends(200)
+
+
+def test_initial_weights_are_the_papers() -> None:
+    m = FastWeights(D, 64)
+    assert torch.equal(m.weight_hh, 0.05 * torch.eye(64))
+    assert m.weight_ih.abs().max() <= 1 / 8
+    assert torch.equal(m.normalize.weight, torch.ones(64))  # type: ignore[arg-type]
+    before = m.weight_ih.clone()
+    m.reset_parameters()
+    assert not torch.equal(before, m.weight_ih)
+
+
+def test_batch_first() -> None:
+    m = layer("auto")
+    turned = layer("auto")
+    turned.batch_first = True
+    x = torch.randn(T, B, D).double()
+    assert torch.equal(m(x)[0], turned(x.transpose(0, 1))[0].transpose(0, 1))
+
+
+def state(*shapes: tuple[int, ...]) -> FastState:
+    return FastState(*(torch.zeros(shape) for shape in shapes))
+
+
+BAD: dict[str, tuple[Callable[[], object], str]] = {
+    "decay": (lambda: FastWeights(D, H, decay=1.1), "decay=1.1 must lie in [0, 1]"),
+    "rate": (lambda: FastWeights(D, H, rate=-1.0), "rate=-1.0 must be finite and not negative"),
+    "steps": (lambda: FastWeights(D, H, inner_steps=0), "inner_steps=0 must be at least 1"),
+    "nonlinearity": (lambda: FastWeights(D, H, nonlinearity="sin"), "nonlinearity=sin is unknown; choose one of relu"),
+    "form": (lambda: FastWeights(D, H, form="fast"), "form=fast is unknown; choose one of auto"),
+    "batch norm": (lambda: FastWeights(D, H, norm="batch"), "norm=batch"),
+    "weight norm": (lambda: FastWeights(D, H, norm="weight"), "norm=weight"),
+    "input": (lambda: FastWeights(D, H)(torch.zeros(T, B, D + 1)), "input must be (T, B, D)"),
+    "no steps": (lambda: FastWeights(D, H)(torch.zeros(0, B, D)), "T > 0"),
+    "state": (lambda: FastWeights(D, H)(torch.zeros(T, B, D), state((B, H), (B, H))), "state must be h"),
+    "lengths": (lambda: FastWeights(D, H)(torch.zeros(T, B, D), lengths=torch.tensor([1, 2, 9])), "lengths must lie"),
+    "float lengths": (lambda: FastWeights(D, H)(torch.zeros(T, B, D), lengths=torch.ones(B)), "integers"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_input_is_one_sentence(what: str) -> None:
+    call, sentence = BAD[what]
+    with pytest.raises(ValueError, match=re.escape(sentence)) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+def test_strings_ask_for_a_digit_that_they_hold() -> None:
+    strings, digits = retrieval.generate(200, retrieval.PAIRS, 7)
+    for characters, digit in zip(strings, digits, strict=True):
+        text = retrieval.as_text(characters)
+        assert re.fullmatch(r"([a-z][0-9]){4}\?\?[a-z]", text)
+        pairs = dict(re.findall(r"([a-z])([0-9])", text[:8]))
+        assert len(pairs) == 4
+        assert pairs[text[-1]] == str(int(digit))
+    assert torch.equal(strings, retrieval.generate(200, retrieval.PAIRS, 7)[0])
+    assert len(digits.unique()) == 10
+
+
+def test_splits_are_drawn_apart_and_always_the_same() -> None:
+    data = retrieval.original().load()
+    assert {split: len(digits) for split, digits in data.digits.items()} == retrieval.SIZES
+    assert not torch.equal(data.strings["valid"][:100], data.strings["test"][:100])
+
+
+def test_without_a_norm_the_inner_loop_blows_up() -> None:
+    """The paper's reason for layer norm: with A written from ever larger states, states grow without bound."""
+    torch.manual_seed(0)
+    growth = {}
+    for norm in ("none", "layer"):
+        m = FastWeights(8, 32, norm=norm, rate=0.5, decay=0.95)
+        with torch.no_grad():
+            output, _ = m(torch.randn(40, 16, 8) * 4)
+        norms = output.norm(dim=2).mean(1)
+        growth[norm] = float(norms[-1] / norms[4])
+    assert growth["layer"] < 2
+    assert not growth["none"] < 1e6
+
+
+def test_units_are_known(recipe: Callable[..., Recipe]) -> None:
+    with pytest.raises(Mistake, match=r"model\.unit=gru is unknown"):
+        Retriever(Settings(unit="gru"), NormConfig("none"))
+    made = recipe("experiment=associative_retrieval", "norm=none", "model.unit=irnn")
+    task = AssociativeRetrieval(made, AssociativeRetrieval.find("embedded"), torch.device("cpu"))
+    assert torch.equal(task.model.recurrent.weight_hh_l0, torch.eye(made.model.hidden))
+    with torch.no_grad():
+        found = task.evaluate("valid")
+    assert set(found) == {"nll", "error", "norm_first", "norm_last"}
