@@ -1,4 +1,4 @@
-"""The precomp layout: its reader, its sentences when something is wrong, and the script that writes it from COCO."""
+"""The precomp layout: its reader, its sentences when something is wrong, and what writes it of pictures."""
 
 import hashlib
 import json
@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ln.suite.data import Missing, precomp
+from ln.suite.data import Missing, image_features, picture_sets, precomp
 from ln.suite.data.precomp import CAPTIONS, PRECOMP
 from ln.suite.errors import Mistake
-from scripts import coco_features
+from scripts import image_features as command
 
 IMAGES = {"train": 4, "valid": 2, "test": 2}
 WIDTH = 6
@@ -34,7 +34,7 @@ def write_layout(folder: Path, layout: dict[str, tuple[str, str]] = PRECOMP, dty
 def coco(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A small COCO in the precomp layout under $LN_DATA, its sizes made the expected ones."""
     monkeypatch.setattr(precomp, "COCO_IMAGES", IMAGES)
-    monkeypatch.setattr(precomp, "COCO_FEATURES", WIDTH)
+    monkeypatch.setattr(precomp, "VGG19_FEATURES", WIDTH)
     monkeypatch.setenv("LN_DATA", str(tmp_path))
     write_layout(tmp_path / "coco")
     return tmp_path / "coco"
@@ -145,9 +145,11 @@ def test_coco_that_is_not_whole_is_not_taken_for_it(coco: Path, monkeypatch: pyt
 def test_nowhere_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LN_DATA", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(Missing, match=r"is not in .*/coco or data/coco; `python -m scripts.coco_features --help`"):
+    with pytest.raises(Missing, match=r"is not in .*/coco or data/coco; `python -m scripts.image_features --help`"):
         precomp.coco()
-    with pytest.raises(Missing, match=r"Flickr8k .* is not in .*/flickr8k_efficientnet or data/flickr8k_efficientnet"):
+    with pytest.raises(
+        Missing, match=r"Flickr8k .* is not in .*/flickr8k_efficientnet or .*data/flickr8k_vgg19; `python"
+    ):
         precomp.flickr8k()
 
 
@@ -201,7 +203,7 @@ def images(tmp_path: Path) -> tuple[Path, Path]:
 def test_features_are_written_in_the_layout(
     images: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(coco_features, "Fc7", Patches)
+    monkeypatch.setattr(image_features, "Fc7", Patches)
     folder, splits = images
     out = tmp_path / "coco"
     arguments = [
@@ -216,7 +218,7 @@ def test_features_are_written_in_the_layout(
         "--device",
         "cpu",
     ]
-    coco_features.main(arguments)
+    command.main(arguments)
     data = precomp.read(out, PRECOMP)
     assert data["train"].names == ["0.png", "2.png", "4.png", "5.png"]  # restval joins, in the file's order
     assert data["train"].captions[CAPTIONS] == ["caption", "0", "of", "2"]
@@ -224,19 +226,19 @@ def test_features_are_written_in_the_layout(
         "train": (4, 4), "valid": (1, 4), "test": (1, 4)
     }  # fmt: skip
     with torch.no_grad():
-        expected = Patches(None)(coco_features.crops(folder / "val2014" / "1.png")).mean(0)
+        expected = Patches(None)(image_features.crops(folder / "val2014" / "1.png")).mean(0)
     np.testing.assert_allclose(data["valid"].features[0], expected / expected.norm(), rtol=1e-5)
     assert {path.name for path in out.iterdir()} == {
         f"{name}_{what}" for name in ("train", "dev", "test") for what in ("ims.npy", "caps.txt", "ids.txt")
     }
-    coco_features.main(arguments)
+    command.main(arguments)
     assert capsys.readouterr().out.count("is there, skipped") == 3
 
 
 def test_ten_crops_are_corners_centre_and_their_mirrors(tmp_path: Path) -> None:
     columns = np.linspace(0, 255, 512).round().astype(np.uint8)
     Image.fromarray(np.broadcast_to(columns[None, :, None], (256, 512, 3)).copy()).save(tmp_path / "ramp.png")
-    ten = coco_features.crops(tmp_path / "ramp.png")
+    ten = image_features.crops(tmp_path / "ramp.png")
     assert ten.shape == (10, 3, 224, 224)
     assert torch.equal(ten[5:], ten[[1, 0, 3, 2, 4]].flip(-1))  # the left corners' mirror images are the mirror's right
     middles = [float(crop[0].mean()) for crop in ten[:5]]
@@ -245,7 +247,7 @@ def test_ten_crops_are_corners_centre_and_their_mirrors(tmp_path: Path) -> None:
 
 def test_fc7_is_vggs_second_connected_layer() -> None:
     with torch.device("meta"):  # the initial weights of 140 million parameters would take seconds
-        network = coco_features.Fc7(None)
+        network = image_features.Fc7(None)
     network = network.to_empty(device="cpu").eval()
     for parameter in network.parameters():
         torch.nn.init.uniform_(parameter, -0.01, 0.01)
@@ -253,7 +255,7 @@ def test_fc7_is_vggs_second_connected_layer() -> None:
     assert kinds == ["Linear", "ReLU", "Dropout", "Linear", "ReLU"]
     with torch.no_grad():
         found = network(torch.randn(1, 3, 224, 224))
-    assert found.shape == (1, precomp.COCO_FEATURES)
+    assert found.shape == (1, precomp.VGG19_FEATURES)
     assert bool((found >= 0).all())
 
 
@@ -265,7 +267,7 @@ def test_what_is_wrong_with_images_or_splits_is_one_sentence(
 
     def refusal() -> str:
         with pytest.raises(Mistake) as refused:
-            coco_features.entries(splits, folder)
+            picture_sets.karpathy(splits, folder)
         return str(refused.value)
 
     content["images"][0]["sentences"] = content["images"][0]["sentences"][:4]
@@ -275,7 +277,81 @@ def test_what_is_wrong_with_images_or_splits_is_one_sentence(
     assert "is not in the format of Karpathy's splits" in refusal()
     (folder / "val2014" / "1.png").write_bytes(b"no image")
     with pytest.raises(Mistake, match=r"1.png is not an image that can be read"):
-        coco_features.crops(folder / "val2014" / "1.png")
+        image_features.crops(folder / "val2014" / "1.png")
     with pytest.raises(SystemExit):
-        coco_features.main(["--images", str(folder), "--karpathy", str(tmp_path / "none.json"), "--out", str(tmp_path)])
+        command.main(["--images", str(folder), "--karpathy", str(tmp_path / "none.json"), "--out", str(tmp_path)])
     assert "none.json cannot be read" in capsys.readouterr().err
+
+
+RELEASE = {"train": ["a.jpg", "b.jpg"], "valid": ["c.jpg"], "test": ["d.jpg"]}
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> tuple[Path, Path]:
+    """Four tiny pictures, and their captions and lists as Flickr8k's public release has them."""
+    text, pictures = tmp_path / "text", tmp_path / "Flicker8k_Dataset"
+    text.mkdir()
+    pictures.mkdir()
+    lines = []
+    for split, names in RELEASE.items():
+        (text / picture_sets.FLICKR8K_LISTS[split]).write_text("".join(f"{name}\n" for name in names))
+        for name in names:
+            Image.new("RGB", (300, 260), (ord(name[0]), 80, 10)).save(pictures / name)
+            lines += [f"{name}#{i}\tThe dog's toy , number {i} of '{name[0]}' .\n" for i in range(CAPTIONS)]
+    lines.append("2258277193_586949ec62.jpg.1#0\tA picture that no list names .\n")
+    (text / picture_sets.FLICKR8K_CAPTIONS).write_text("".join(lines))
+    return text, pictures
+
+
+def test_flickr8ks_release_is_made_into_a_comparable_source(
+    release: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, pictures = release
+    monkeypatch.setattr(image_features, "Fc7", Patches)
+    monkeypatch.setattr(precomp, "VGG19_FEATURES", 4)
+    monkeypatch.setattr(precomp, "FLICKR8K_IMAGES", {split: len(names) for split, names in RELEASE.items()})
+    monkeypatch.setenv("LN_DATA", str(tmp_path))
+    out = tmp_path / precomp.REMADE_FOLDER
+    command.main(["--images", str(pictures), "--flickr8k", str(text), "--out", str(out), "--device", "cpu"])
+    source = precomp.flickr8k()
+    assert (source.name, source.status) == ("Flickr8k with VGG-19 features", "substitute")
+    data = source.load()
+    assert {split: part.names for split, part in data.items()} == RELEASE
+    assert data["train"].captions[CAPTIONS + 1] == ["the", "dog's", "toy", "number", "1", "of", "b"]
+    with torch.no_grad():
+        expected = Patches(None)(image_features.crops(pictures / "c.jpg")).mean(0)
+    np.testing.assert_allclose(data["valid"].features[0], expected / expected.norm(), rtol=1e-5)
+    monkeypatch.setattr(precomp, "FLICKR8K_IMAGES", {"train": 6000, "valid": 1000, "test": 1000})
+    with pytest.raises(Mistake, match=r"train_ims.npy holds \(2, 4\) where Flickr8k's split has \(6000, 4\) features"):
+        precomp.flickr8k()
+
+
+def test_what_is_wrong_with_flickr8ks_release_is_one_sentence(release: tuple[Path, Path]) -> None:
+    text, pictures = release
+    captions = text / picture_sets.FLICKR8K_CAPTIONS
+    whole = captions.read_text()
+
+    def refusal() -> str:
+        with pytest.raises(Mistake) as refused:
+            picture_sets.flickr8k(text, pictures)
+        return str(refused.value)
+
+    captions.write_text(whole.replace("d.jpg#4\t", "d.jpg 4 "))
+    assert "line 20: " in refusal()
+    assert "is not <picture>#<number>, a tab and a caption" in refusal()
+    captions.write_text(whole.replace("d.jpg#4\tThe dog's toy , number 4 of 'd' .", "d.jpg#4\t."))
+    assert "d.jpg has 4 captions with words where 5 are needed" in refusal()
+    captions.write_text(whole)
+    (pictures / "b.jpg").unlink()
+    assert "b.jpg, listed in Flickr_8k.trainImages.txt, is not there" in refusal()
+    (text / "Flickr_8k.trainImages.txt").unlink()
+    assert "trainImages.txt is not there; unpack all of Flickr8k_text.zip" in refusal()
+
+
+def test_weights_that_cannot_be_had_are_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(weights: object) -> nn.Module:
+        raise OSError("no network")
+
+    monkeypatch.setattr(image_features, "vgg19", unreachable)
+    with pytest.raises(Mistake, match=r"weights could not be downloaded \(no network\); put .*vgg19-.*pth into "):
+        image_features.network()

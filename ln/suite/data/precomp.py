@@ -1,8 +1,8 @@
 """Captions and fixed image features in the `precomp` layout: one row of features per image, five captions each.
 
 Original: MS-COCO (Karpathy's splits) with the 10-crop VGG-19 features that were published with order embeddings;
-substitute: Flickr8k with features of another ImageNet network (EfficientNet-Lite2, D = 1280). Shapes: N images,
-D features; caption line 5 i + j (from 0) belongs to row i.
+substitute: Flickr8k with features of another ImageNet network (EfficientNet-Lite2, D = 1280), or with VGG-19's, made
+anew from its pictures. Shapes: N images, D features; caption line 5 i + j (from 0) belongs to row i.
 """
 
 import hashlib
@@ -19,7 +19,8 @@ CAPTIONS = 5  # of each image
 SPLITS = ("train", "valid", "test")
 NAMES = {"train": "train", "valid": "dev", "test": "test"}  # the layout's own
 COCO_IMAGES = {"train": 113287, "valid": 5000, "test": 5000}  # Karpathy's splits, restval with train
-COCO_FEATURES = 4096
+FLICKR8K_IMAGES = {"train": 6000, "valid": 1000, "test": 1000}
+VGG19_FEATURES = 4096
 # Where a split's features and captions are: the precomp layout, and the folders of the published coco.zip.
 PRECOMP = {split: (f"{name}_ims.npy", f"{name}_caps.txt") for split, name in NAMES.items()}
 COCO_ZIP = {
@@ -27,6 +28,7 @@ COCO_ZIP = {
     for split, name in {"train": "train", "valid": "val", "test": "test"}.items()
 }
 FLICKR8K_FOLDER = "flickr8k_efficientnet"
+REMADE_FOLDER = "flickr8k_vgg19"
 FLICKR8K = {
     "train_ims.npy": "61594310ad43eccf2cb5ecb0a8f6b2d0facbe2f07e0ed4620af24b4ce91372be",
     "train_caps.txt": "a3a9f0d5188fe2dbaefac14a5d28e3b7ce6c0cd8d01141f705b9884ac4edd34f",
@@ -143,31 +145,32 @@ def coco() -> Source:
                 if not (folder / name).exists():
                     raise Mistake(f"{folder} has no {name}, which COCO's layout needs; add it, or move the folder away")
             for split in SPLITS:
-                _check_coco_shape(folder / layout[split][0], COCO_IMAGES[split])
+                _check_shape(folder / layout[split][0], COCO_IMAGES[split], "COCO")
             key = hashlib.sha256("".join(sha256_of(folder / name) for name in names).encode()).hexdigest()
             return Source("MS-COCO", "original", key, partial(read, folder, layout))
         looked.append(str(folder))
     raise Missing(
         f"MS-COCO with VGG-19 features (train_ims.npy, train_caps.txt and so for dev and test, or the published "
-        f"coco.zip) is not in {' or '.join(looked)}; `python -m scripts.coco_features --help` says how to make it"
+        f"coco.zip) is not in {' or '.join(looked)}; `python -m scripts.image_features --help` says how to make it"
     )
 
 
-def _check_coco_shape(path: Path, images: int) -> None:
+def _check_shape(path: Path, images: int, name: str) -> None:
     try:
         shape = np.load(path, mmap_mode="r").shape
     except (ValueError, EOFError, OSError) as error:
         raise Mistake(f"{path} is not a numpy file: {str(error).splitlines()[0]}") from None
-    if shape != (images, COCO_FEATURES):
-        raise Mistake(f"{path} holds {shape} where COCO's split has ({images}, {COCO_FEATURES}) features")
+    if shape != (images, VGG19_FEATURES):
+        raise Mistake(f"{path} holds {shape} where {name}'s split has ({images}, {VGG19_FEATURES}) features")
 
 
 def flickr8k() -> Source:
-    """Flickr8k from the data folders.
+    """Flickr8k from the data folders: the features of the published runs, else VGG-19's made from its pictures, with
+    which a run is comparable with those but not identical.
 
     Raises:
         Missing: it is nowhere.
-        Mistake: a file is cut short or altered.
+        Mistake: a file is cut short or altered, or the features are not those of its splits.
     """
     looked = []
     for folder in (folder / FLICKR8K_FOLDER for folder in data_folders()):
@@ -177,4 +180,15 @@ def flickr8k() -> Source:
             key = hashlib.sha256("".join(FLICKR8K.values()).encode()).hexdigest()
             return Source("Flickr8k", "substitute", key, partial(read, folder, PRECOMP))
         looked.append(str(folder))
-    raise Missing(f"Flickr8k in the precomp layout ({', '.join(FLICKR8K)}) is not in {' or '.join(looked)}")
+    for folder in (folder / REMADE_FOLDER for folder in data_folders()):
+        # A split's features are written last.
+        if all((folder / PRECOMP[split][0]).exists() for split in SPLITS):
+            for split in SPLITS:
+                _check_shape(folder / PRECOMP[split][0], FLICKR8K_IMAGES[split], "Flickr8k")
+            key = hashlib.sha256("".join(sha256_of(folder / name) for name in FLICKR8K).encode()).hexdigest()
+            return Source("Flickr8k with VGG-19 features", "substitute", key, partial(read, folder, PRECOMP))
+        looked.append(str(folder))
+    raise Missing(
+        f"Flickr8k in the precomp layout ({', '.join(FLICKR8K)}) is not in {' or '.join(looked)}; "
+        "`python -m scripts.image_features --help` says how to make it"
+    )
