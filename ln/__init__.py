@@ -1,10 +1,17 @@
 """Recurrent layers with layer, batch and weight normalization, and the experiments of the paper they come from."""
 
-from ln.cells import GRUCell, LSTMCell
+from importlib import metadata
+
+from ln.cells import GRUCell, LSTMCell, RNNCell
 from ln.fast_weights import FastState, FastWeights
 from ln.norms import NormConfig
 from ln.parameters import recompute_statistics
 from ln.rnn import GRU, LSTM, RNN
+
+try:
+    __version__ = metadata.version("ln-suite")
+except metadata.PackageNotFoundError:  # imported from a folder that was never installed
+    __version__ = "0+unknown"
 
 __all__ = [
     "GRU",
@@ -15,5 +22,6 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "NormConfig",
+    "RNNCell",
     "recompute_statistics",
 ]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ln import kernels
+from ln import checks, inputs
 from ln.kernels import gate
 from ln.norms import NormConfig
 from ln.parameters import NormalizedRecurrence, without_autocast, working_dtype
@@ -32,8 +32,10 @@ class _Cell(NormalizedRecurrence):
         dtype: torch.dtype | None,
         norm: str | NormConfig,
         backend: str,
+        nonlinearity: str = "tanh",
     ) -> None:
         super().__init__(cell, input_size, hidden_size, bias, norm, backend, {"device": device, "dtype": dtype})
+        self.nonlinearity = checks.nonlinearity(nonlinearity)
         self._prepared: Params | None = None
         self.add_direction("", input_size)
         self.reset_parameters()
@@ -48,9 +50,20 @@ class _Cell(NormalizedRecurrence):
         finally:
             self._prepared = None
 
-    def _advance(self, x: Tensor, state: tuple[Tensor, ...] | None, step: int | None) -> tuple[Tensor, ...]:
-        x = self.matched(x, "(B, D)", self.input_size)
-        shape, names = (x.shape[0], self.hidden_size), ("h", "c")[: 2 if self.cell == "lstm" else 1]
+    def _call(self, input: Tensor, hx: Any, step: int | None) -> tuple[Tensor, ...]:
+        names = ("h", "c")[: 2 if self.cell == "lstm" else 1]
+        state = checks.states(hx, names, "(B, H)")
+        if isinstance(input, Tensor) and input.dim() == 1:
+            new = self._advance(input.unsqueeze(0), inputs.with_batch(state, "(H)"), names, step)
+            return tuple(value.squeeze(0) for value in new)
+        return self._advance(input, state, names, step)
+
+    def _advance(
+        self, x: Tensor, state: tuple[Tensor, ...] | None, names: tuple[str, ...], step: int | None
+    ) -> tuple[Tensor, ...]:
+        returned = self.returned_dtype(x)
+        x = self.matched(x, 2, "(B, D)")
+        shape = (x.shape[0], self.hidden_size)
         if state is None:
             state = tuple(x.new_zeros(shape) for _ in names)
         else:
@@ -64,26 +77,29 @@ class _Cell(NormalizedRecurrence):
             step = 0
         if step < 0:
             raise ValueError(f"step={step} must be at least 0")
-        self.check_batch(step, 1, x.shape[0])
-        dtype = working_dtype(x.dtype)
         beyond = gate.beyond_eager((x, *state, *self._parameters.values(), *self._buffers.values()))
-        backend: Any = kernels.resolve(self.backend, x.device, dtype, self.cell, self.kernel_norm, beyond)
-        self.backend_used = kernels.name_of(backend)
-        run = getattr(backend, f"{self.cell}_step")
+        self.check_batch(step, 1, x.shape[0], beyond)
+        dtype = working_dtype(x.dtype)
+        run = getattr(self.resolved(x, beyond), f"{self.cell}_step")
         arguments = (value.to(dtype) for value in (x, *state))
+        options = {"nonlinearity": self.nonlinearity} if self.cell == "rnn" else {}
         with without_autocast(x.device):
             stats = self.population("", step, 1, dtype)
             params = self.params("", dtype) if self._prepared is None else self._prepared
-            *new, used = run(*arguments, params, self.kernel_norm, stats)
+            *new, used = run(*arguments, params, self.kernel_norm, stats, **options)
         self.track("", step, 1, used)
-        return tuple(value.to(x.dtype) for value in new)
+        return tuple(value.to(returned) for value in new)
+
+    def extra_repr(self) -> str:
+        return self.described((("bias", True), ("nonlinearity", "tanh")))
 
 
 class LSTMCell(_Cell):
     """One step of `LSTM`, equations 20 to 22; parameters as there, without a suffix.
 
-    forward(x, state=None, step=None) -> (h, c): x (B, D); state: h and c, each (B, H), zeros if None; step: which step
-    of the sequence this is, 0, 1, ..., needed by batch norm, whose statistics belong to steps. Errors as in `LSTM`.
+    forward(input, hx=None, step=None) -> (h, c): input (B, D), or (D) without a batch; hx: h and c, each (B, H), zeros
+    if None; step: which step of the sequence this is, 0, 1, ..., needed by batch norm, whose statistics belong to
+    steps. Errors as in `LSTM`.
     """
 
     def __init__(
@@ -100,18 +116,17 @@ class LSTMCell(_Cell):
         super().__init__("lstm", input_size, hidden_size, bias, device, dtype, norm, backend)
 
     def forward(
-        self, x: Tensor, state: tuple[Tensor, Tensor] | None = None, step: int | None = None
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None, step: int | None = None
     ) -> tuple[Tensor, Tensor]:
-        if state is not None and (not isinstance(state, tuple | list) or len(state) != 2):
-            raise ValueError("state must be the pair (h, c), each (B, H)")
-        h, c = self._advance(x, state, step)
+        h, c = self._call(input, hx, step)
         return h, c
 
 
 class GRUCell(_Cell):
     """One step of `GRU`, equations 26 to 28; parameters as there, without a suffix.
 
-    forward(x, state=None, step=None) -> h (B, H); x (B, D); state h (B, H); step as in `LSTMCell`. Errors as in `LSTM`.
+    forward(input, hx=None, step=None) -> h (B, H): input (B, D); hx h (B, H); step as in `LSTMCell`. Errors as in
+    `LSTM`.
     """
 
     def __init__(
@@ -127,6 +142,31 @@ class GRUCell(_Cell):
     ) -> None:
         super().__init__("gru", input_size, hidden_size, bias, device, dtype, norm, backend)
 
-    def forward(self, x: Tensor, state: Tensor | None = None, step: int | None = None) -> Tensor:
-        (h,) = self._advance(x, None if state is None else (state,), step)
+    def forward(self, input: Tensor, hx: Tensor | None = None, step: int | None = None) -> Tensor:
+        (h,) = self._call(input, hx, step)
+        return h
+
+
+class RNNCell(_Cell):
+    """One step of `RNN`, equation 4; parameters as there, without a suffix. Arguments and results as in `GRUCell`, with
+    nonlinearity="tanh" or "relu"."""
+
+    lowered = True
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        norm: str | NormConfig = "layer",
+        backend: str = "auto",
+    ) -> None:
+        super().__init__("rnn", input_size, hidden_size, bias, device, dtype, norm, backend, nonlinearity)
+
+    def forward(self, input: Tensor, hx: Tensor | None = None, step: int | None = None) -> Tensor:
+        (h,) = self._call(input, hx, step)
         return h

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
 
 
 def size(name: str, value: int) -> int:
@@ -43,3 +47,14 @@ def nonlinearity(value: str) -> str:
 def no_projection(proj_size: int) -> None:
     if proj_size != 0:
         raise ValueError(f"proj_size={proj_size} is not supported: the LSTM here has no projection of h; leave it at 0")
+
+
+def states(hx: Any, names: Sequence[str], letters: str) -> tuple[Tensor, ...] | None:
+    """A state as a tuple: the pair (h, c) of an LSTM, or the one tensor of the others."""
+    if hx is None:
+        return None
+    if len(names) == 1:
+        return (hx,)
+    if not isinstance(hx, tuple | list) or len(hx) != 2:
+        raise ValueError(f"hx must be the pair (h, c), each {letters}")
+    return tuple(hx)

@@ -5,6 +5,7 @@ Shapes: T time, B batch, D input, H hidden, G gates (4H LSTM, 3H GRU, H RNN).
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ln import checks
+from ln import checks, kernels
 from ln.norms import NormConfig
 from ln.reference import Params, Stats
 
@@ -25,6 +26,8 @@ _PLAIN = NormConfig("none")
 class NormalizedRecurrence(nn.Module):
     """Parameters and batch statistics of recurrent layers, told apart by a suffix such as "_l0_reverse" ("" in a
     cell)."""
+
+    lowered = False  # whether autocast on the CPU lowers torch's own such layer
 
     def __init__(
         self,
@@ -74,11 +77,11 @@ class NormalizedRecurrence(nn.Module):
         for name, size in sizes.items():
             self.register_parameter(name, nn.Parameter(torch.empty(size, **self._factory)))
         if self.norm.traits.population and self.sites:
-            steps = self.norm.max_steps
+            # One step's until more are seen: for all of max_steps they would outgrow the parameters.
             for field, width in widths.items():
-                self.register_buffer(f"running_mean_{field}{suffix}", torch.zeros(steps, width, **self._factory))
-                self.register_buffer(f"running_var_{field}{suffix}", torch.ones(steps, width, **self._factory))
-            tracked = torch.zeros(steps, dtype=torch.int64, device=self._factory["device"])
+                self.register_buffer(f"running_mean_{field}{suffix}", torch.zeros(1, width, **self._factory))
+                self.register_buffer(f"running_var_{field}{suffix}", torch.ones(1, width, **self._factory))
+            tracked = torch.zeros(1, dtype=torch.int64, device=self._factory["device"])
             self.register_buffer(f"batches_tracked{suffix}", tracked)
 
     @torch.no_grad()
@@ -99,7 +102,9 @@ class NormalizedRecurrence(nn.Module):
             if name.endswith("_g"):
                 v = self.get_parameter(name[:-1] + "v")
                 parameter.copy_(v.norm(dim=1, keepdim=True))
-        for name, buffer in self.named_buffers(recurse=False):
+        if self._batch_statistics():
+            self._keep_steps(1)
+        for name, buffer in self._batch_statistics():
             buffer.fill_(1 if name.startswith("running_var_") else 0)
 
     def weight(self, name: str) -> Tensor:
@@ -131,6 +136,10 @@ class NormalizedRecurrence(nn.Module):
             elif not own and whole not in state_dict and g in state_dict and v in state_dict:
                 value = state_dict.pop(v)
                 state_dict[whole] = value * (state_dict.pop(g) / value.norm(dim=1, keepdim=True))
+        tracked = [state_dict.get(f"{prefix}batches_tracked{suffix}") for suffix in self._suffixes]
+        steps = {len(value) for value in tracked if isinstance(value, Tensor) and value.dim() == 1}
+        if self.kernel_norm.traits.population and len(steps) == 1 and 0 < max(steps) <= self.norm.max_steps:
+            self._keep_steps(max(steps))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def params(self, suffix: str, dtype: torch.dtype) -> Params:
@@ -189,11 +198,28 @@ class NormalizedRecurrence(nn.Module):
     def stop_collecting(self) -> None:
         self._collecting = False
 
-    def matched(self, x: Tensor, shape: str, input_size: int) -> Tensor:
+    def returned_dtype(self, x: Tensor) -> torch.dtype:
+        """What torch.nn returns: the input's dtype, or autocast's where torch's own layer is one that it lowers."""
+        if _autocast(x.device) and (self.lowered or x.device.type == "cuda"):
+            return torch.get_autocast_dtype(x.device.type)
+        return x.dtype
+
+    def resolved(self, x: Tensor, beyond: str | None) -> Any:
+        """The backend for a call, noted in `backend_used`."""
+        if 0 in x.shape:
+            beyond, wanted = beyond or "a batch without a case", "auto"  # nothing to compute, and shapes to return
+        else:
+            wanted = self.backend
+        module = kernels.resolve(wanted, x.device, working_dtype(x.dtype), self.cell, self.kernel_norm, beyond)
+        self.backend_used = kernels.name_of(module)
+        return module
+
+    def matched(self, x: Tensor, dims: int, letters: str) -> Tensor:
         """x after the checks of its shape, device and dtype; under autocast in the dtype of the parameters."""
-        axes = shape.strip("()").split(", ")
-        if x.dim() != len(axes) or x.shape[-1] != input_size:
-            raise ValueError(f"input must be {shape} with D = {input_size}, but is {tuple(x.shape)}")
+        if not isinstance(x, Tensor):
+            raise TypeError(f"input must be a tensor {letters}, but is a {type(x).__name__}")
+        if x.dim() != dims or x.shape[-1] != self.input_size:
+            raise ValueError(f"input must be {letters} with D = {self.input_size}, but is {tuple(x.shape)}")
         parameter = self._reference_parameter()
         if x.device != parameter.device:
             raise ValueError(
@@ -207,7 +233,7 @@ class NormalizedRecurrence(nn.Module):
 
     def matched_state(self, state: Tensor, name: str, x: Tensor, shape: tuple[int, ...], letters: str) -> Tensor:
         """An initial state after the same checks."""
-        if not isinstance(state, Tensor) or tuple(state.shape) != shape:
+        if not isinstance(state, Tensor) or state.shape != shape:
             found = tuple(state.shape) if isinstance(state, Tensor) else type(state).__name__
             raise ValueError(f"{name} must be {letters} = {shape}, but is {found}")
         if state.device != x.device:
@@ -218,17 +244,43 @@ class NormalizedRecurrence(nn.Module):
             raise ValueError(f"{name} is {state.dtype}, but the input is {x.dtype}; convert one to the other")
         return state
 
-    def check_batch(self, first: int, steps: int, cases: int) -> None:
-        """Batch norm in training has no statistics to keep beyond max_steps, and none at all of a single case."""
+    def check_batch(self, first: int, steps: int, cases: int, beyond: str | None) -> None:
+        """Batch norm in training has no statistics of a single case, and none to keep beyond max_steps; up to there it
+        makes room for them."""
         if not self.uses_batch_statistics:
             return
         if cases < 2:
             raise ValueError(f"batch norm in training needs at least 2 cases for its statistics, but B = {cases}")
-        if self.kernel_norm.traits.population and first + steps > self.norm.max_steps:
+        if not self.kernel_norm.traits.population:
+            return
+        last = first + steps
+        if last > self.norm.max_steps:
             raise ValueError(
                 f"batch norm keeps statistics for max_steps={self.norm.max_steps} steps, but training reached step "
-                f"{first + steps}; raise NormConfig.max_steps or cut the sequences"
+                f"{last}; raise NormConfig.max_steps or cut the sequences"
             )
+        if last > self._steps_kept():
+            if beyond is not None:
+                raise RuntimeError(
+                    f"batch norm meets step {last} for the first time under {beyond}; train on one such batch in plain "
+                    "eager code before"
+                )
+            self._keep_steps(last)
+
+    def _steps_kept(self) -> int:
+        return len(getattr(self, f"batches_tracked{self._suffixes[0]}"))
+
+    @torch.no_grad()
+    def _keep_steps(self, steps: int) -> None:
+        """Make the buffers of batch statistics so long, in place, so that whoever holds them holds them still."""
+        for name, buffer in self._batch_statistics():
+            before = len(buffer)
+            buffer.resize_(steps, *buffer.shape[1:])
+            buffer[before:] = 1 if name.startswith("running_var_") else 0
+
+    def _batch_statistics(self) -> list[tuple[str, Tensor]]:
+        named = self.named_buffers(recurse=False)
+        return [(name, buffer) for name, buffer in named if name.startswith(("running_", "batches_tracked"))]
 
     def _reference_parameter(self) -> Tensor:
         """The one whose device and dtype the others share; by its name, since a replica has no parameters to list."""
@@ -236,9 +288,15 @@ class NormalizedRecurrence(nn.Module):
         parameter: Tensor = getattr(self, f"weight_ih{self._suffixes[0]}{ending}")
         return parameter
 
-    def extra_repr(self) -> str:
-        sites = f", sites={self.sites}" if self.sites else ""
-        return f"hidden_size={self.hidden_size}, norm={self.norm.name}{sites}, backend={self.backend}"
+    def described(self, options: Iterable[tuple[str, Any]]) -> str:
+        """The sizes, those of the options (name, default) that differ from their default, the norm and the backend."""
+        pairs = [(name, getattr(self, name)) for name, default in options if getattr(self, name) != default]
+        pairs += [("norm", self.norm.name)] + ([("sites", self.sites)] if self.sites else [])
+        plain = NormConfig(self.norm.name)
+        settings = [f.name for f in dataclasses.fields(plain) if f.name not in ("name", "sites")]
+        pairs += [(n, getattr(self.norm, n)) for n in settings if getattr(self.norm, n) != getattr(plain, n)]
+        pairs.append(("backend", self.backend))
+        return ", ".join([str(self.input_size), str(self.hidden_size), *(f"{name}={value!r}" for name, value in pairs)])
 
 
 def _row_lengths(name: str, value: Tensor) -> Tensor:

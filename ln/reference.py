@@ -250,6 +250,14 @@ def gru_step(
     return _gru(x, h, p, s), s.stats()
 
 
+def rnn_step(
+    x: Tensor, h: Tensor, p: Params, cfg: NormConfig, stats: Stats | None = None, nonlinearity: str = "tanh"
+) -> tuple[Tensor, Stats | None]:
+    """One step of `rnn`: x (B, D); h (B, H); stats with T = 1 -> h (B, H) and the batch statistics used."""
+    s = _Step(cfg, "rnn", None, stats)
+    return _rnn(x, h, p, s, nonlinearity), s.stats()
+
+
 def available() -> str | None:
     """Why this backend cannot be used here, or None: this one always can."""
     return None

@@ -6,13 +6,16 @@ RNN). Equation numbers are those of "Layer Normalization" (Ba, Kiros, Hinton 201
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from ln import checks, kernels
+from ln import checks, inputs, kernels
 from ln.kernels import gate
 from ln.norms import NormConfig
 from ln.parameters import NormalizedRecurrence, without_autocast, working_dtype
@@ -47,6 +50,8 @@ class _Recurrent(NormalizedRecurrence):
         self.learn_state = checks.flag("learn_state", learn_state)
         self.recompute = checks.flag("recompute", recompute)
         self.nonlinearity = checks.nonlinearity(nonlinearity)
+        if dropout and num_layers == 1:
+            warnings.warn(f"dropout={dropout} acts between layers, and num_layers=1 has no such place", stacklevel=3)
         self.state_names = ("h0", "c0") if cell == "lstm" else ("h0",)
         self.num_directions = 2 if bidirectional else 1
         for layer in range(num_layers):
@@ -55,25 +60,50 @@ class _Recurrent(NormalizedRecurrence):
                 self.add_direction(suffix, width, self.state_names if learn_state else ())
         self.reset_parameters()
 
+    def _call(
+        self, input: Tensor | PackedSequence, hx: Any, lengths: Tensor | Sequence[int] | None
+    ) -> tuple[Any, tuple[Tensor, ...]]:
+        """Whatever form torch.nn takes, as a batch (T, B, D) and back again."""
+        state = checks.states(hx, self.state_names, "(L, B, H)")
+        if isinstance(input, PackedSequence):
+            if lengths is not None:
+                raise ValueError("a packed sequence brings its own lengths; leave out lengths")
+            x, sizes = pad_packed_sequence(input)
+            output, state = self._run(x, state, sizes)
+            return inputs.packed_like(input, output, sizes), state
+        single = isinstance(input, Tensor) and input.dim() == 2
+        if single:
+            if lengths is not None:
+                raise ValueError("a sequence (T, D) without a batch is as long as it is; leave out lengths")
+            input, state = input.unsqueeze(1), inputs.with_batch(state, "(L, H)")
+        elif self.batch_first and isinstance(input, Tensor) and input.dim() == 3:
+            input = input.transpose(0, 1)
+        output, state = self._run(input, state, lengths)
+        if single:
+            return output.squeeze(1), tuple(value.squeeze(1) for value in state)
+        return (output.transpose(0, 1) if self.batch_first else output), state
+
     def _run(
-        self, x: Tensor, state: tuple[Tensor, ...] | None, lengths: Tensor | None
+        self, x: Tensor, state: tuple[Tensor, ...] | None, lengths: Tensor | Sequence[int] | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """All layers and directions; state and result: one tensor (L, B, H) per name in state_names."""
-        x = self.matched(x, "(B, T, D)" if self.batch_first else "(T, B, D)", self.input_size)
-        if self.batch_first:
-            x = x.transpose(0, 1)
+        """All layers and directions over x (T, B, D); state and result: one tensor (L, B, H) per name in
+        state_names."""
+        returned = self.returned_dtype(x)
+        x = self.matched(x, 3, "(B, T, D)" if self.batch_first else "(T, B, D)")
         T, B, _ = x.shape
         if T == 0:
             raise ValueError("input must hold at least one step, but T = 0")
-        self.check_batch(0, T, B)
         state = self._initial(x, state)
-        beyond = gate.beyond_eager((x, *state, lengths, *self._parameters.values(), *self._buffers.values()))
-        lengths = None if lengths is None else self._checked_lengths(lengths, T, B, beyond)
+        beyond = gate.beyond_eager((x, *state, *self._parameters.values(), *self._buffers.values()))
+        self.check_batch(0, T, B, beyond)
+        lengths = None if lengths is None else inputs.checked_lengths(lengths, T, B, beyond)
+        if lengths is not None and beyond and self.uses_batch_statistics:
+            raise RuntimeError(f"batch norm cannot train on sequences with lengths under {beyond}")
         if lengths is None and self._torch_is_fastest(x, beyond):
             output, state = self._torch(x, state)
         else:
             output, state = self._layers(x, state, lengths, beyond)
-        return (output.transpose(0, 1) if self.batch_first else output), state
+        return output.to(returned), tuple(value.to(returned) for value in state)
 
     def _initial(self, x: Tensor, state: tuple[Tensor, ...] | None) -> tuple[Tensor, ...]:
         L, B = len(self._suffixes), x.shape[1]
@@ -88,27 +118,11 @@ class _Recurrent(NormalizedRecurrence):
         )
         return tuple(value.unsqueeze(1).expand(shape) for value in learned)
 
-    def _checked_lengths(self, lengths: Tensor, T: int, B: int, beyond: str | None) -> Tensor | None:
-        """Lengths (B) on the CPU, or None where every sequence has all T steps."""
-        if lengths.shape != (B,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
-            found = f"{tuple(lengths.shape)} of {lengths.dtype}"
-            raise ValueError(f"lengths must be (B,) = ({B},) integers, but are {found}")
-        if beyond is not None:
-            # Their values are not to be asked for: a trace would keep the answer for all later calls.
-            if self.uses_batch_statistics:
-                raise RuntimeError(f"batch norm cannot train on sequences with lengths under {beyond}")
-            return lengths.to(torch.int64)
-        lengths = lengths.to("cpu", torch.int64)
-        low, high = (int(value) for value in lengths.aminmax()) if B else (0, 0)
-        if low < 0 or high > T:
-            raise ValueError(f"lengths must lie in 0 ... T = {T}, but range over {low} ... {high}")
-        return None if low == T else lengths
-
     def _layers(
         self, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None, beyond: str | None
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         dtype, T = x.dtype, x.shape[0]
-        backend = kernels.resolve(self.backend, x.device, working_dtype(dtype), self.cell, self.kernel_norm, beyond)
+        backend = self.resolved(x, beyond)
         self.backend_used = kernels.name_of(backend)
         x, state = x.to(working_dtype(dtype)), tuple(value.to(working_dtype(dtype)) for value in state)
         steps, backwards = T, None
@@ -134,7 +148,7 @@ class _Recurrent(NormalizedRecurrence):
                 x = torch.cat(outputs, -1) if self.bidirectional else outputs[0]
                 if layer < self.num_layers - 1:
                     x = F.dropout(x, self.dropout, self.training)
-        return x.to(dtype), tuple(torch.stack(values).to(dtype) for values in zip(*finals, strict=True))
+        return x, tuple(torch.stack(values) for values in zip(*finals, strict=True))
 
     def _direction(
         self, backend: Any, suffix: str, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None, steps: int
@@ -175,6 +189,29 @@ class _Recurrent(NormalizedRecurrence):
         self.backend_used = "torch.nn"
         return output, tuple(final)
 
+    def flatten_parameters(self) -> None:
+        """Nothing: torch.nn's gathers its weights in one piece of memory, which the backends here do by themselves."""
+
+    @property
+    def all_weights(self) -> list[list[Tensor]]:
+        """The parameters of each layer and direction, in the order of their registration."""
+        names = list(self._parameters)
+        ends = [(suffix, f"{suffix}_g", f"{suffix}_v") for suffix in self._suffixes]
+        return [[getattr(self, name) for name in names if name.endswith(end)] for end in ends]
+
+    def extra_repr(self) -> str:
+        told = (
+            ("num_layers", 1),
+            ("nonlinearity", "tanh"),
+            ("bias", True),
+            ("batch_first", False),
+            ("dropout", 0.0),
+            ("bidirectional", False),
+            ("learn_state", False),
+            ("recompute", False),
+        )
+        return self.described(told)
+
 
 def _reversed(x: Tensor, backwards: Tensor | None) -> Tensor:
     """x (T, B, n) backwards in time, within each row's length where `backwards` (T, B, 1) gives the step to read."""
@@ -189,10 +226,11 @@ class LSTM(_Recurrent):
     that ran is in `backend_used`. learn_state: initial states h0, c0 are parameters. recompute: store less for the
     backward pass and compute it again.
 
-    forward(x, state=None, lengths=None) -> (output, (h, c)): x (T, B, D), or (B, T, D) with batch_first; state: h and
-    c, each (L, B, H); lengths (B) integers, 0 ... T, best on the CPU (on a GPU their check waits for it); output (T, B,
-    H) or (T, B, 2H), 0 past a row's end; h, c (L, B, H), each row's state at its own last step. The native backend
-    computes the real steps only, whatever the order of the rows.
+    forward(input, hx=None, lengths=None) -> (output, (h, c)): input (T, B, D), or (B, T, D) with batch_first, or (T, D)
+    without a batch, or a `PackedSequence`, and the output in the same form; hx: h and c, each (L, B, H); lengths (B)
+    integers, 0 ... T, best on the CPU (on a GPU their check waits for it); output (T, B, H) or (T, B, 2H), 0 past a
+    row's end; h, c (L, B, H), each row's state at its own last step. The native backend computes the real steps only,
+    whatever the order of the rows.
 
     Parameters, with suffix _l0, _l0_reverse, _l1, ...: weight_ih (G, D), weight_hh (G, H), bias_ih, bias_hh (G) as in
     torch.nn.LSTM, whose state dict loads under norm="none"; gain_ih, gain_hh (G), gain_c, bias_c (H) where a site is
@@ -210,6 +248,8 @@ class LSTM(_Recurrent):
     ValueError: wrong shape, device or dtype, lengths outside 0 ... T, more than max_steps steps in training with batch
     norm. RuntimeError: the backend asked for cannot run here.
     """
+
+    lowered = True
 
     def __init__(
         self,
@@ -248,11 +288,12 @@ class LSTM(_Recurrent):
         )
 
     def forward(
-        self, x: Tensor, state: tuple[Tensor, Tensor] | None = None, lengths: Tensor | None = None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        if state is not None and (not isinstance(state, tuple | list) or len(state) != 2):
-            raise ValueError("state must be the pair (h, c), each (L, B, H)")
-        output, (h, c) = self._run(x, state, lengths)
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+    ) -> tuple[Any, tuple[Tensor, Tensor]]:
+        output, (h, c) = self._call(input, hx, lengths)
         return output, (h, c)
 
 
@@ -263,8 +304,8 @@ class GRU(_Recurrent):
     over (r, z) together and over n by itself, for input and recurrent terms separately; r multiplies the normalized
     recurrent term.
 
-    forward(x, state=None, lengths=None) -> (output, h): x (T, B, D); state and h (L, B, H); output (T, B, H) or (T, B,
-    2H).
+    forward(input, hx=None, lengths=None) -> (output, h): input (T, B, D); hx and h (L, B, H); output (T, B, H) or
+    (T, B, 2H).
     """
 
     def __init__(
@@ -301,8 +342,13 @@ class GRU(_Recurrent):
             recompute,
         )
 
-    def forward(self, x: Tensor, state: Tensor | None = None, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        output, (h,) = self._run(x, None if state is None else (state,), lengths)
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+    ) -> tuple[Any, Tensor]:
+        output, (h,) = self._call(input, hx, lengths)
         return output, h
 
 
@@ -312,9 +358,11 @@ class RNN(_Recurrent):
     Arguments, parameters and errors as in `LSTM`, with one gate, without c, and with nonlinearity="tanh" or "relu";
     gain_ih is the gain of the sum. NormConfig(sites=("input", "recurrent")) normalizes the two terms separately.
 
-    forward(x, state=None, lengths=None) -> (output, h): x (T, B, D); state and h (L, B, H); output (T, B, H) or (T, B,
-    2H).
+    forward(input, hx=None, lengths=None) -> (output, h): input (T, B, D); hx and h (L, B, H); output (T, B, H) or
+    (T, B, 2H).
     """
+
+    lowered = True
 
     def __init__(
         self,
@@ -352,6 +400,11 @@ class RNN(_Recurrent):
             nonlinearity,
         )
 
-    def forward(self, x: Tensor, state: Tensor | None = None, lengths: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        output, (h,) = self._run(x, None if state is None else (state,), lengths)
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        lengths: Tensor | Sequence[int] | None = None,
+    ) -> tuple[Any, Tensor]:
+        output, (h,) = self._call(input, hx, lengths)
         return output, h

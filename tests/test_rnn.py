@@ -6,6 +6,8 @@ Shapes: T time, B batch, D input, H hidden.
 
 from __future__ import annotations
 
+import copy
+import io
 import logging
 import subprocess
 import sys
@@ -17,6 +19,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils.rnn import pack_sequence
 
 import ln
 from ln import GRU, LSTM, RNN, GRUCell, LSTMCell, NormConfig, kernels, recompute_statistics, reference
@@ -166,13 +169,16 @@ def test_half_precision_is_computed_in_float32(backend: str, dtype: torch.dtype)
     assert all(p.grad is not None and p.grad.dtype == dtype for p in half.parameters())
 
 
-def test_autocast_leaves_the_recurrence_in_float32() -> None:
-    model, x = LSTM(5, 7), torch.randn(4, 3, 5)
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"])
+def test_autocast_computes_in_float32_and_returns_what_torch_returns(name: str, given: torch.dtype) -> None:
+    model, theirs = getattr(ln, name)(5, 7), getattr(nn, name)(5, 7)
+    x = torch.randn(*((3, 5) if "Cell" in name else (4, 3, 5))).to(given)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside, _ = model(x)
-        from_half, _ = model(x.bfloat16())
-    assert torch.equal(inside, model(x)[0])
-    assert torch.equal(from_half, model(x.bfloat16().float())[0])
+        inside, wanted = (torch.utils._pytree.tree_leaves(m(x)) for m in (model, theirs))
+    assert [t.dtype for t in inside] == [t.dtype for t in wanted]
+    for found, exact in zip(inside, torch.utils._pytree.tree_leaves(model(x.float())), strict=True):
+        assert torch.equal(found, exact.to(found.dtype))
 
 
 # torch.nn without norm.
@@ -389,7 +395,7 @@ def test_batch_norm_keeps_statistics_per_step(cls: type) -> None:
     torch.manual_seed(0)
     model, x = cls(3, 5, norm=NormConfig("batch", max_steps=7)), torch.randn(4, 6, 3)
     trained, _ = model(x)
-    assert model.batches_tracked_l0.tolist() == [1, 1, 1, 1, 0, 0, 0]
+    assert model.batches_tracked_l0.tolist() == [1, 1, 1, 1]
     z = x @ model.weight_ih_l0.T
     if cls is not RNN:
         torch.testing.assert_close(model.running_mean_ih_l0[:4], z.mean(1))
@@ -415,10 +421,34 @@ def test_batch_norm_reuses_the_last_trained_step_beyond_it() -> None:
     model.eval()
     x = torch.randn(13, 6, 3)
     long, _ = model(x)
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            buffer[4:] = 1 if name.startswith("batches") else buffer[3].clone()
+    repeated = {
+        name: torch.cat([value, *[value[-1:]] * 6]) if value.shape[0] == 4 else value
+        for name, value in model.state_dict().items()
+    }
+    model.load_state_dict(repeated)
+    assert len(model.batches_tracked_l0) == 10
     torch.testing.assert_close(model(x)[0], long)
+
+
+def test_batch_norm_keeps_as_many_steps_as_it_has_seen() -> None:
+    torch.manual_seed(0)
+    model = LSTM(3, 64, norm="batch")
+    held = dict(model.named_buffers())
+    model(torch.randn(4, 6, 3))
+    model(torch.randn(7, 6, 3))
+    assert model.batches_tracked_l0.tolist() == [2] * 4 + [1] * 3
+    assert all(held[name] is buffer for name, buffer in model.named_buffers())
+    saved = io.BytesIO()
+    torch.save(model.state_dict(), saved)
+    parameters = sum(4 * p.numel() for p in model.parameters())
+    assert saved.tell() < parameters + 4 * 7 * 2 * (2 * 256 + 64) + 10_000
+    for fresh in (LSTM(3, 64, norm="batch"), copy.deepcopy(model)):
+        fresh.load_state_dict(model.state_dict())
+        x = torch.randn(9, 6, 3)
+        assert torch.equal(fresh.eval()(x)[0], copy.deepcopy(model).eval()(x)[0])
+    fewer = LSTM(3, 64, norm=NormConfig("batch", max_steps=5))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        fewer.load_state_dict(model.state_dict())
 
 
 def test_batch_norm_refuses_to_train_beyond_max_steps() -> None:
@@ -436,7 +466,7 @@ def test_batch_norm_refuses_to_train_beyond_max_steps() -> None:
 def test_batch_norm_counts_only_the_steps_that_some_row_reaches() -> None:
     model = LSTM(3, 5, norm="batch")
     model(torch.randn(4, 6, 3), lengths=torch.tensor([2, 1, 2, 0, 2, 2]))
-    assert model.batches_tracked_l0[:4].tolist() == [1, 1, 0, 0]
+    assert model.batches_tracked_l0.tolist() == [1, 1, 0, 0]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -450,7 +480,7 @@ def test_recomputed_statistics_are_means_over_all_batches(backend: str) -> None:
     layer = model[0]
     means = torch.stack([(x @ layer.weight_ih_l0.T).mean(1) for x in batches])
     torch.testing.assert_close(layer.running_mean_ih_l0[:4], means.mean(0))
-    assert layer.batches_tracked_l0[:5].tolist() == [3, 3, 3, 3, 0]
+    assert layer.batches_tracked_l0.tolist() == [3, 3, 3, 3]
     assert model.training
     before = layer.running_mean_ih_l0.clone()
     model.eval()(batches[0])
@@ -465,12 +495,15 @@ def test_recomputed_statistics_are_means_over_all_batches(backend: str) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda m: m(torch.randn(4, 3)), r"input must be \(T, B, D\) with D = 3, but is \(4, 3\)"),
+        (lambda m: m(torch.randn(4, 2, 1, 3)), r"input must be \(T, B, D\) with D = 3, but is \(4, 2, 1, 3\)"),
+        (lambda m: m(torch.randn(4, 3), (torch.zeros(1, 1, 5),) * 2), r"without a batch hx must be \(L, H\)"),
+        (lambda m: m(torch.randn(4, 3), lengths=[4]), "as long as it is"),
+        (lambda m: m(pack_sequence([torch.randn(4, 3)]), lengths=[4]), "brings its own lengths"),
         (lambda m: m(torch.randn(4, 2, 5)), r"input must be \(T, B, D\) with D = 3, but is \(4, 2, 5\)"),
         (lambda m: m(torch.randn(0, 2, 3)), "at least one step"),
         (lambda m: m(torch.randn(4, 2, 3, dtype=torch.float64)), "input is torch.float64"),
         (lambda m: m(torch.randn(4, 2, 3, device="meta")), "input is on meta, but the parameters are on cpu"),
-        (lambda m: m(torch.randn(4, 2, 3), torch.zeros(1, 2, 5)), r"pair \(h, c\)"),
+        (lambda m: m(torch.randn(4, 2, 3), torch.zeros(1, 2, 5)), r"pair \(h, c\), each \(L, B, H\)"),
         (lambda m: m(torch.randn(4, 2, 3), (torch.zeros(2, 5),) * 2), r"h0 must be \(L, B, H\) = \(1, 2, 5\)"),
         (lambda m: m(torch.randn(4, 2, 3), (torch.zeros(1, 2, 5).double(),) * 2), "h0 is torch.float64"),
         (lambda m: m(torch.randn(4, 2, 3), (torch.zeros(1, 2, 5, device="meta"),) * 2), "h0 is on meta"),

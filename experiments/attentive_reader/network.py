@@ -135,10 +135,10 @@ class PooledInputLSTM(LSTM):
         self._statistics: tuple[Tensor, Tensor] = (self.input_mean, self.input_covariance)
 
     def forward(
-        self, x: Tensor, state: tuple[Tensor, Tensor] | None = None, lengths: Tensor | None = None
+        self, input: Any, hx: tuple[Tensor, Tensor] | None = None, lengths: Any = None
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        self._statistics = self._of_batch(x, lengths) if self.training else (self.input_mean, self.input_covariance)
-        return super().forward(x, state, lengths)
+        self._statistics = self._of_batch(input, lengths) if self.training else (self.input_mean, self.input_covariance)
+        return super().forward(input, hx, lengths)
 
     def _of_batch(self, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor]:
         if lengths is None:
