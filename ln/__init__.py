@@ -2,6 +2,7 @@
 
 from importlib import metadata
 
+import ln.convert as convert
 from ln.cells import GRUCell, LSTMCell, RNNCell
 from ln.fast_weights import FastState, FastWeights
 from ln.norms import NormConfig
@@ -23,5 +24,6 @@ __all__ = [
     "LSTMCell",
     "NormConfig",
     "RNNCell",
+    "convert",
     "recompute_statistics",
 ]

@@ -5,7 +5,7 @@ Shapes: T time, B batch, D input, H hidden, G gates (4H LSTM: i, f, g, o; 3H GRU
 
 The input term W_ih x and its norm are computed for all steps at once, and so are, after the loop of the backward pass,
 the gradients of all parameters and of x. Computes in float32 whatever the inputs' dtype; whether products may use TF32
-is torch's setting, torch.backends.cuda.matmul (off by default). First order only. Under TRITON_INTERPRET=1 it runs on
+is torch's setting, torch.backends.cuda.matmul (off by default). Under TRITON_INTERPRET=1 it runs on
 the CPU, slowly.
 """
 
@@ -18,8 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from ln.kernels import gate
 from ln.norms import NormConfig, Statistics, refusal
 from ln.reference import Params, Stats
 
@@ -90,22 +90,25 @@ class _Sequence(torch.autograd.Function):
         outputs, cells, kept = Layer(call, Params(*parameters), x.shape[1]).forward(x, h0, c0)  # type: ignore[arg-type]
         ctx.call, ctx.stored = call, kept is not None
         terms = () if kept is None else (*kept[:-1], *kept.x_statistics)
-        ctx.save_for_backward(x, h0, outputs[0], cells, *parameters, *terms)
+        ctx.save_for_backward(x, h0, c0, outputs[0], cells, *parameters, *terms)
         return tuple(outputs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *d_outputs: Tensor) -> tuple[Tensor | None, ...]:
         from ln.kernels.triton.layer import Layer, Terms
 
-        x, h0, output, cells, *others = ctx.saved_tensors
+        x, h0, c0, output, cells, *others = ctx.saved_tensors
+        if gate.differentiates_further(d_outputs):
+            call, inputs = ctx.call, (x, h0, c0, *others[: len(Params._fields)])
+            given = (call.cell, call.cfg, call.lengths, call.given)
+            return None, *gate.reference_gradients(*given, inputs, ctx.needs_input_grad[1:], d_outputs)
         n, m = len(Params._fields), len(Terms._fields) - 1
         kept = Terms._make((*others[n : n + m], others[n + m :])) if ctx.stored else None
         names = ("x", "h0", "c0", *Params._fields)
-        needed = {name for name, need in zip(names, ctx.needs_input_grad[1:], strict=True) if need}
+        wanted = {name for name, need in zip(names, ctx.needs_input_grad[1:], strict=True) if need}
         layer = Layer(ctx.call, Params(*others[:n]), x.shape[1])
-        grads = layer.backward(x, h0, output, cells, kept, [d.contiguous() for d in d_outputs], needed)
-        return (None, *(grads.get(name) if name in needed else None for name in names))
+        grads = layer.backward(x, h0, output, cells, kept, [d.contiguous() for d in d_outputs], wanted)
+        return (None, *(grads.get(name) if name in wanted else None for name in names))
 
 
 def _sequence(
@@ -126,12 +129,13 @@ def _sequence(
     keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
     lengths = None if lengths is None else lengths.to(x.device, torch.int64).contiguous()
     given = None if stats is None else Stats(*(None if s is None else s.detach().float().contiguous() for s in stats))
+    x32, h32, c32, *params32 = inputs
+    gate.check_call("triton", cell, x32, h32, c32, Params(*params32), given, lengths)  # type: ignore[arg-type]
     call = Call(cell, cfg, cfg.sites_for(cell), lengths, given, recompute, keep)
     if keep:
         outputs = list(_Sequence.apply(call, *inputs))
     else:
-        first, h, c, *parameters = inputs
-        outputs, _, _ = Layer(call, Params(*parameters), x.shape[1]).forward(first, h, c)  # type: ignore[arg-type]
+        outputs, _, _ = Layer(call, Params(*params32), x.shape[1]).forward(x32, h32, c32)  # type: ignore[arg-type]
     used = (call.used or stats or Stats()) if cfg.traits.axis == "batch" else None
     return [output.to(x.dtype) for output in outputs], used
 
