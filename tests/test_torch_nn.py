@@ -29,7 +29,7 @@ if importlib.util.find_spec("expecttest") is None:
     sys.modules["expecttest"].TestCase = unittest.TestCase  # type: ignore[attr-defined]
 module_db = importlib.import_module("torch.testing._internal.common_modules").module_db
 # That import forbids the whole process to set torch.backends' flags; other tests do.
-setattr(torch.backends, "__allow_nonbracketed_mutation_flag", True)
+torch.backends.disable_global_flags.__globals__["__allow_nonbracketed_mutation_flag"] = True  # type: ignore[attr-defined]
 
 NORMS = ("none", "batch", "weight", "layer", "rms")
 PAIRS = [(getattr(nn, name), getattr(ln, name)) for name in ("LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell")]
