@@ -26,6 +26,7 @@ from ln.suite.showing.page import Built, curves, pictures, write_page
 from ln.suite.showing.page.found import find_runs
 from ln.suite.showing.panels import published_in
 from ln.suite.showing.report import groups
+from ln.suite.showing.text import markdown
 from tests.conftest import ROOT
 from tests.page_results import large_results, metrics_of, small_results, write_run
 
@@ -284,7 +285,7 @@ def test_report_md_has_every_claim_run_and_figure_and_its_links_resolve(built: B
         document = load_claims(group)
         assert f"## {document.title}" in text
         for claim in document.claims:
-            assert claim.sentence.replace("|", "\\|") in text
+            assert markdown(claim.sentence) in text
     for line in text.splitlines():
         if line.startswith("|"):
             assert len(re.findall(r"(?<!\\)\|", line)) in (6, 7), line
@@ -295,6 +296,20 @@ def test_report_md_has_every_claim_run_and_figure_and_its_links_resolve(built: B
     assert "**diverged** at step 1007" in text
     assert "mnist_b4, weight, seed 1 (interrupted at step 950)" in text
     assert max(map(len, re.findall(r"\n{4,}", text)), default=0) == 0
+
+
+def test_report_md_takes_nothing_of_a_config_for_markdown(tmp_path: Path) -> None:
+    evil = "<img src=x onerror=alert(1)>|[a](javascript:b)"
+    folder = write_run(tmp_path, "mnist_b128", "layer", 0, [*metrics_of("mnist"), evil])
+    info = json.loads((folder / "run.json").read_text())
+    info["data"]["name"], info["hardware"] = "| <b>*bold*</b>", "`a` _CPU_ [x](y)"
+    info["final"] = {evil: 1.0}
+    (folder / "run.json").write_text(json.dumps(info))
+    text = write_page(tmp_path).markdown.read_text()
+    for raw in ("<img", "<b>", "*bold*<", "](javascript", "](y)", " _CPU_", " | <"):
+        assert raw not in text, raw
+    assert r"\| &lt;b&gt;\*bold\*&lt;/b&gt; [embedded]" in text
+    assert r"\`a\` \_CPU\_ [x]\(y)" in text
 
 
 # --- three hundred runs

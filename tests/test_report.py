@@ -2,17 +2,20 @@
 
 import re
 import subprocess
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from ln.suite.config import Recipe, names
 from ln.suite.errors import Mistake
 from ln.suite.judging.claims import RunsAt, RunsWanted
 from ln.suite.runs.train import carry_out
-from ln.suite.showing.report import conclude, groups, readme_block, terminal_table, with_block
+from ln.suite.showing.report import conclude, groups, terminal_table, with_block
+from ln.suite.showing.scoreboard import readme_block
 from ln.suite.showing.text import duration
 from ln.suite.sweeps import wanted as plan
 from ln.suite.sweeps.wanted import cells, wanted
@@ -112,3 +115,33 @@ def test_make_alone_lists_every_command() -> None:
     assert len(targets) > 8
     for target in targets:
         assert f"make {target.replace('%', '<experiment>')}" in said
+
+
+def test_the_readmes_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    for example in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL):
+        exec(compile(example, "README.md", "exec"), {})
+        said = [line.partition("# ")[2] for line in example.splitlines() if line.startswith("print(")]
+        words = [line.partition(" ")[2] for line in said]  # but for the backend, which is the machine's
+        assert [line.partition(" ")[2] for line in capsys.readouterr().out.splitlines()] == words
+
+
+def test_links_of_the_readme_and_the_docs_lead_somewhere() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    made = {"scoreboard.png", "claims.csv", "runs.csv"}
+    for page in pages:
+        for link in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+            if not link.startswith("https://") and Path(link).name not in made:
+                assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert citation["cff-version"] == "1.2.0"
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    assert {"message", "title", "authors"} <= citation.keys()
+    holder = re.search(r"Copyright \(c\) \d+ (.*)", (ROOT / "LICENSE").read_text())
+    assert holder is not None
+    assert [author["name"] for author in citation["authors"]] == [holder[1]]
+    for reference in citation["references"]:
+        assert {"type", "title", "authors"} <= reference.keys()

@@ -32,7 +32,8 @@ from ln.suite.config import CONFIGS, Recipe, recipe_of
 from ln.suite.errors import Mistake
 from ln.suite.runs.folder import Run, run_folder
 from ln.suite.showing.page import build
-from ln.suite.showing.report import conclude, readme_block
+from ln.suite.showing.report import conclude
+from ln.suite.showing.scoreboard import readme_block
 from ln.suite.sweeps.cells import SweepCell
 from ln.suite.sweeps.launch import Notes
 from ln.suite.sweeps.table import look

@@ -113,6 +113,8 @@ class Claim:
     source_kind: str = "paper"
     published_text: str = ""
     needs: str = ""  # a measurement that does not exist yet, for a claim that cannot be judged until it does
+    headline: bool = False  # stands for its experiment on the scoreboard; with `singly`, all its cells in one row
+    entry: str = ""  # filled in: the id in the file, which the claims that `singly` makes of it share
 
     @property
     def published(self) -> str:
@@ -220,6 +222,15 @@ class ClaimsFile:
     drawings: tuple[str, ...] = ()
 
     @cached_property
+    def headlines(self) -> dict[str, list[Claim]]:
+        """The claims of each row of the scoreboard, by their entry in the file."""
+        rows: dict[str, list[Claim]] = {}
+        for claim in self.claims:
+            if claim.headline:
+                rows.setdefault(claim.entry, []).append(claim)
+        return rows
+
+    @cached_property
     def checks(self) -> list[Check]:
         return [check for claim in self.claims for check in claim.checks]
 
@@ -276,8 +287,9 @@ def _claims(entry: dict[str, Any], runs: RunsWanted, metrics: dict[str, str], wh
     place = f"{where}, claim {raw.get('id', '?')}"
     singly = raw.pop("singly", False)
     given = raw.pop("checks", None)
-    own = {f.name for f in fields(Claim)} - {"checks"}
+    own = {f.name for f in fields(Claim)} - {"checks", "entry"}
     shared = {key: raw.pop(key) for key in list(raw) if key not in own}
+    raw["entry"] = str(raw.get("id", "?"))
     if "needs" in raw and given is None and not shared:
         return [_build(Claim, {**raw, "checks": []}, place)]
     checks = [_check({**shared, **check}, runs, metrics, place) for check in (given if given is not None else [{}])]

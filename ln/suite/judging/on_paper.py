@@ -20,6 +20,7 @@ class OnPaper:
 
     text: str
     fails: bool
+    effect: float | None = None  # the ratio of steps (`faster`) or the improvement (`better`)
 
 
 def on_paper(check: Check, sides: Sequence[Seeds] = ()) -> OnPaper | None:
@@ -65,7 +66,7 @@ def _faster(check: Check, curves: Sequence[Curve]) -> OnPaper:
     else:
         text = f"{share:.2f} of {check.baseline_name}'s updates {rule}"
     text += ", never to its best" if before is None else f", {before:.2f} to its best"
-    return OnPaper(text, mine is None or (share is not None and share >= 1))
+    return OnPaper(text, mine is None or (share is not None and share >= 1), share)
 
 
 def _better(check: Check, curves: Sequence[Curve]) -> OnPaper | None:
@@ -75,7 +76,7 @@ def _better(check: Check, curves: Sequence[Curve]) -> OnPaper | None:
         values = [values[0] - values[2], values[1] - values[3]]
     gain = values[1] - values[0] if check.lower else values[0] - values[1]
     where = "at its best" if place == "best" else "at its end"
-    return OnPaper(f"{'better' if gain > 0 else 'worse'} by {abs(gain):.3g} {where}", gain <= 0)
+    return OnPaper(f"{'better' if gain > 0 else 'worse'} by {abs(gain):.3g} {where}", gain <= 0, gain)
 
 
 def _value(check: Check, curves: Sequence[Curve]) -> OnPaper | None:

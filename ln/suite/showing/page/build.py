@@ -23,6 +23,7 @@ from ln.suite.files import write_text
 from ln.suite.judging.claims import ClaimsFile, load_claims
 from ln.suite.judging.findings import findings
 from ln.suite.judging.verdicts import (
+    FAITHFUL_PROFILE,
     NOT_REPRODUCED,
     NOT_RUN,
     OPPOSITE_SEEN,
@@ -35,13 +36,14 @@ from ln.suite.judging.verdicts import (
     strongest,
     unjudged,
 )
+from ln.suite.showing import scoreboard
 from ln.suite.showing.findings import INTRODUCTION
 from ln.suite.showing.findings import page as findings_page
 from ln.suite.showing.page import curves
 from ln.suite.showing.page.found import Found, commit, find_runs, made_with, measured
 from ln.suite.showing.page.pictures import Album, Picture, undamaged
 from ln.suite.showing.report import groups
-from ln.suite.showing.text import duration
+from ln.suite.showing.text import Ready, code, duration, href, markdown
 
 HERE = Path(__file__).parent
 MARKS = {REPRODUCED: "✓", SEEN: "✓", NOT_REPRODUCED: "✗", OPPOSITE_SEEN: "✗", UNDECIDED: "≈", NOT_RUN: "–"}
@@ -106,6 +108,16 @@ class Section:
         return f"make reproduce-{self.group.replace('_', '-')}"
 
     @property
+    def faithful(self) -> list[dict[str, Any]]:
+        """The verdicts at the paper's protocol."""
+        return [verdict for block in self.blocks if block.profile == FAITHFUL_PROFILE for verdict in block.verdicts]
+
+    @property
+    def board(self) -> list[scoreboard.Row]:
+        """Its lines of the scoreboard."""
+        return scoreboard.rows_of(self.group, {row["claim"]: row for row in self.rows})
+
+    @property
     def deviations(self) -> list[str]:
         return [" ".join(str(text).split()) for text in self.document.deviations]
 
@@ -130,7 +142,10 @@ def write_page(results: str | Path) -> Built:
         raise Mistake(f"{folder} is not a folder with results; run an experiment first, such as make reproduce-mnist")
     notes: list[str] = []
     sections = [_section(group, folder, notes) for group in groups()]
+    board = [line for section in sections for line in section.board]
     album = Album(folder)
+    picture = scoreboard.picture(board, folder / scoreboard.PICTURE)
+    at_a_glance = album.take(picture, scoreboard.PICTURE_SAYS, "", "Speeds")
     _add_pictures(sections, folder, album)
     blocks = [block for section in sections for block in section.blocks]
     points = curves.points_each([block.found for block in blocks])
@@ -145,13 +160,16 @@ def write_page(results: str | Path) -> Built:
         "sections": sections,
         "beside": album.beside_the_claims(),
         "rows": rows,
+        "board": board,
+        "at_a_glance": at_a_glance,
+        "protocol": scoreboard.protocol({s.group: s.faithful for s in sections}),
         "notes": notes,
         "counts": {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in WORDS},
         "findings": findings(),
         "introduction": INTRODUCTION,
         "statuses": sorted({status for row in rows for status in row["data"].split(", ") if status}),
     }
-    page, markdown = folder / "index.html", folder / "REPORT.md"
+    page, report = folder / "index.html", folder / "REPORT.md"
     data = {"palette": curves.palette(), "plots": drawn}
     write_text(
         page,
@@ -167,9 +185,10 @@ def write_page(results: str | Path) -> Built:
             points=points,
         ),
     )
-    write_text(markdown, _environment(html=False).get_template("REPORT.md").render(**shared))
+    table = Ready(scoreboard.table(board))
+    write_text(report, _environment(html=False).get_template("REPORT.md").render(**shared, table=table))
     write_text(folder / "FINDINGS.md", findings_page(findings()))
-    return Built(page, markdown, notes)
+    return Built(page, report, notes)
 
 
 def _section(group: str, results: Path, notes: list[str]) -> Section:
@@ -229,20 +248,21 @@ def _add_pictures(sections: Sequence[Section], results: Path, album: Album) -> N
 
 
 def _environment(html: bool) -> Environment:
+    """Everything that a template writes is escaped: as HTML, or as text in Markdown."""
     environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=html, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=FileSystemLoader(HERE),
+        autoescape=html,
+        finalize=None if html else markdown,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    environment.filters |= {"cell": _cell, "commit": commit, "duration": duration}
+    environment.filters |= {"href": href, "code": code, "commit": commit, "duration": duration}
     environment.filters |= {"number": "{:.4g}".format, "runs": lambda n: f"{n} run" + "s" * (n != 1)}
     labels = {norm: traits.label for norm, traits in NORMS.items()}
     environment.globals |= {"words": WORDS, "marks": MARKS, "labels": labels, "palette": curves.palette()}
     environment.globals["symbols"] = {norm: entry["sign"] for norm, entry in curves.palette().items()}
     return environment
-
-
-def _cell(text: object) -> str:
-    """Text that may stand in a Markdown table."""
-    return " ".join(str(text).split()).replace("|", "\\|")
 
 
 def _packed(script: str) -> str:

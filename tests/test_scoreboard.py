@@ -1,0 +1,98 @@
+"""The front page: a row for each headline claim, in every state of the results, and what the paper's curves say."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ln.suite.judging.claims import load_claims
+from ln.suite.showing import scoreboard
+from ln.suite.showing.report import conclude, groups
+from ln.suite.showing.scoreboard import Row, protocol, readme_block, rows_of, rows_on_disk, table
+from ln.suite.showing.text import code, href, markdown
+from tests.page_results import metrics_of, write_run
+
+
+@pytest.mark.parametrize("group", groups())
+def test_every_claims_file_names_its_headline(group: str) -> None:
+    assert 1 <= len(load_claims(group).headlines) <= 2
+
+
+def test_before_anything_ran_it_says_so(tmp_path: Path) -> None:
+    block = readme_block(tmp_path)
+    rows = [line for line in block.splitlines() if "`make reproduce-" in line]
+    assert 9 <= len(rows) <= 15
+    assert all("| not run |" in row for row in rows)
+    assert "Nothing was run at the paper's protocol yet" in block
+    picture = scoreboard.picture(rows_on_disk(tmp_path), tmp_path / scoreboard.PICTURE)
+    assert picture.stat().st_size > 5_000
+
+
+def test_a_row_has_ratio_interval_scale_and_data(tmp_path: Path) -> None:
+    for norm in ("layer", "none"):
+        for seed in range(3):
+            write_run(tmp_path, "draw", norm, seed, metrics_of("draw"))
+    conclude("draw", "laptop", tmp_path)
+    (row,) = rows_of("draw", scoreboard.best_verdicts("draw", tmp_path))
+    assert row.ran
+    assert "of none's steps" in row.seen
+    assert row.scale == "laptop, embedded, 3 seeds"
+    assert row.on_paper.startswith("0.65 of none's updates")
+    line = table([row]).splitlines()[-1]
+    assert line.count("|") == 7
+    assert row.seen in line
+
+
+def test_cells_of_one_entry_are_counted_in_one_row() -> None:
+    claims = tuple(load_claims("skip_thoughts").headlines["skip_thoughts_task_faster"])
+    assert len(claims) == 6
+
+    def verdict(word: str, ratio: float) -> dict[str, Any]:
+        interval = {"low": ratio / 2, "estimate": ratio, "high": 2 * ratio}
+        return {"verdict": word, "data": "embedded", "scale": "laptop", "profile": "laptop", "seeds": [0, 1, 2],
+                "measured": "", "reason": "", "findings": [{"interval": interval}]}  # fmt: skip
+
+    words = [*["seen"] * 4, "undecided", "opposite_seen"]
+    row = Row("skip_thoughts", "t", "f", claims, tuple(verdict(w, 0.2 * (i + 1)) for i, w in enumerate(words)))
+    assert row.seen == "4 of 6 seen, 1 of 6 undecided, 1 of 6 opposite seen; 0.2 to 1.2 of the steps"
+    assert row.verdict == "opposite_seen"
+    assert row.sentence == "Layer norm learns to the baseline's score in fewer updates."
+
+
+def test_what_ran_at_the_papers_protocol_is_named_and_what_did_so_in_part() -> None:
+    verdicts = {
+        "mnist": [{"data": "original", "scale": "full"}],
+        "draw": [{"data": "original", "scale": "full, first 5 of 200 epochs"}],
+        "handwriting": [{"data": "substitute", "scale": "full"}],
+        "convnet": [],
+    }
+    said = protocol(verdicts)
+    assert "was carried out whole for Permutation-invariant MNIST and in part for DRAW" in said
+    assert "(first 5 of 200 epochs)" in said
+    assert "Handwriting" not in said
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a | b", r"a \| b"),
+        ("2*3 and _x_ but test_error", r"2\*3 and \_x\_ but test_error"),
+        ("<script>", "&lt;script&gt;"),
+        ("Salimans & Kingma &lt;", "Salimans & Kingma &amp;lt;"),
+        ("[a](http://b)", r"[a]\(http://b)"),
+        ("0.5 [0.4, 0.6]", "0.5 [0.4, 0.6]"),
+        ("`x` $y$ ~~z~~ \\", r"\`x\` \$y\$ \~\~z\~\~ \\"),
+        ("# no heading\nno\tline", r"\# no heading no line"),
+        ("1. no list", r"\1. no list"),
+        ("-0.5", "-0.5"),
+    ],
+)
+def test_text_is_no_markdown(text: str, shown: str) -> None:
+    assert markdown(text) == shown
+    assert markdown(markdown(text)) == shown
+
+
+def test_code_and_links() -> None:
+    assert code("make a|b") == r"`make a\|b`"
+    assert code("a ` b") == "`` a ` b ``"
+    assert href("a b/c_(d).png") == "a%20b/c_%28d%29.png"
