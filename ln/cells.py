@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ln import checks, inputs
+from ln import checks, inputs, kernels
 from ln.kernels import gate
 from ln.norms import NormConfig
 from ln.parameters import NormalizedRecurrence, without_autocast, working_dtype
@@ -80,13 +80,14 @@ class _Cell(NormalizedRecurrence):
         beyond = gate.beyond_eager((x, *state, *self._parameters.values(), *self._buffers.values()))
         self.check_batch(step, 1, x.shape[0], beyond)
         dtype = working_dtype(x.dtype)
-        run = getattr(self.resolved(x, beyond), f"{self.cell}_step")
-        arguments = (value.to(dtype) for value in (x, *state))
-        options = {"nonlinearity": self.nonlinearity} if self.cell == "rnn" else {}
+        backend = self.resolved(x, beyond)
+        x, state = x.to(dtype), tuple(value.to(dtype) for value in state)
         with without_autocast(x.device):
             stats = self.population("", step, 1, dtype)
             params = self.params("", dtype) if self._prepared is None else self._prepared
-            *new, used = run(*arguments, params, self.kernel_norm, stats, **options)
+            new, used = kernels.step(
+                backend, self.cell, x, state, params, self.kernel_norm, stats, nonlinearity=self.nonlinearity
+            )
         self.track("", step, 1, used)
         return tuple(value.to(returned) for value in new)
 

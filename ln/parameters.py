@@ -204,7 +204,7 @@ class NormalizedRecurrence(nn.Module):
             return torch.get_autocast_dtype(x.device.type)
         return x.dtype
 
-    def resolved(self, x: Tensor, beyond: str | None) -> Any:
+    def resolved(self, x: Tensor, beyond: str | None) -> kernels.Backend:
         """The backend for a call, noted in `backend_used`."""
         if 0 in x.shape:
             beyond, wanted = beyond or "a batch without a case", "auto"  # nothing to compute, and shapes to return

@@ -234,30 +234,6 @@ def rnn(
     return output, h, used
 
 
-def lstm_step(
-    x: Tensor, h: Tensor, c: Tensor, p: Params, cfg: NormConfig, stats: Stats | None = None
-) -> tuple[Tensor, Tensor, Stats | None]:
-    """One step of `lstm`: x (B, D); h, c (B, H); stats with T = 1 -> h, c (B, H) and the batch statistics used."""
-    s = _Step(cfg, "lstm", None, stats)
-    return *_lstm(x, h, c, p, s), s.stats()
-
-
-def gru_step(
-    x: Tensor, h: Tensor, p: Params, cfg: NormConfig, stats: Stats | None = None
-) -> tuple[Tensor, Stats | None]:
-    """One step of `gru`: x (B, D); h (B, H); stats with T = 1 -> h (B, H) and the batch statistics used."""
-    s = _Step(cfg, "gru", None, stats)
-    return _gru(x, h, p, s), s.stats()
-
-
-def rnn_step(
-    x: Tensor, h: Tensor, p: Params, cfg: NormConfig, stats: Stats | None = None, nonlinearity: str = "tanh"
-) -> tuple[Tensor, Stats | None]:
-    """One step of `rnn`: x (B, D); h (B, H); stats with T = 1 -> h (B, H) and the batch statistics used."""
-    s = _Step(cfg, "rnn", None, stats)
-    return _rnn(x, h, p, s, nonlinearity), s.stats()
-
-
 def available() -> str | None:
     """Why this backend cannot be used here, or None: this one always can."""
     return None

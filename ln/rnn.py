@@ -151,16 +151,29 @@ class _Recurrent(NormalizedRecurrence):
         return x, tuple(torch.stack(values) for values in zip(*finals, strict=True))
 
     def _direction(
-        self, backend: Any, suffix: str, x: Tensor, state: tuple[Tensor, ...], lengths: Tensor | None, steps: int
+        self,
+        backend: kernels.Backend,
+        suffix: str,
+        x: Tensor,
+        state: tuple[Tensor, ...],
+        lengths: Tensor | None,
+        steps: int,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         stats = self.population(suffix, 0, x.shape[0], x.dtype)
-        arguments: dict[str, Any] = {"lengths": lengths, "stats": stats, "recompute": self.recompute}
-        if self.cell == "rnn":
-            arguments["nonlinearity"] = self.nonlinearity
-        run = getattr(backend, self.cell)
-        output, *final, used = run(x, *state, self.params(suffix, x.dtype), self.kernel_norm, **arguments)
+        output, final, used = kernels.sequence(
+            backend,
+            self.cell,
+            x,
+            state,
+            self.params(suffix, x.dtype),
+            self.kernel_norm,
+            lengths,
+            stats,
+            recompute=self.recompute,
+            nonlinearity=self.nonlinearity,
+        )
         self.track(suffix, 0, steps, used)
-        return output, tuple(final)
+        return output, final
 
     def _torch_is_fastest(self, x: Tensor, beyond: str | None) -> bool:
         """Without norms in the recurrence torch has cuDNN on CUDA, and on the CPU an LSTM that only the native one

@@ -6,6 +6,8 @@ Shapes: T time, B batch, D input, H hidden, G gates. All in float64.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -49,6 +51,16 @@ def different(a: torch.Tensor, b: np.ndarray) -> None:
 def state() -> tuple[torch.Tensor, ...]:
     torch.manual_seed(1)
     return tuple(torch.randn(B, n, dtype=torch.float64) for n in (D, H, H))
+
+
+def lstm_step(x: torch.Tensor, h: torch.Tensor, c: torch.Tensor, p: Params, cfg: NormConfig) -> tuple[Any, ...]:
+    """h, c and the statistics after one step."""
+    return reference.lstm(x[None], h, c, p, cfg)[1:]
+
+
+def gru_step(x: torch.Tensor, h: torch.Tensor, p: Params, cfg: NormConfig) -> tuple[Any, ...]:
+    """h and the statistics after one step."""
+    return reference.gru(x[None], h, p, cfg)[1:]
 
 
 def np_lstm(
@@ -118,7 +130,7 @@ def test_rms_norm_stands_where_layer_norm_does(state: tuple[torch.Tensor, ...], 
     x, h, c = state
     cfg = NormConfig("rms")
     p, q = random_params("lstm", cfg, D, H), random_params("gru", cfg, D, H)
-    lstm, gru = reference.lstm_step(x, h, c, p, cfg), reference.gru_step(x, h, q, cfg)
+    lstm, gru = lstm_step(x, h, c, p, cfg), gru_step(x, h, q, cfg)
     monkeypatch.setattr("tests.test_reference.normalized", root_mean_square)
     for found, expected in zip(lstm, np_lstm(x, h, c, p), strict=False):
         equal(found, expected)
@@ -153,19 +165,19 @@ def test_eq4_rnn_with_separate_terms_is_another_model(state: tuple[torch.Tensor,
 
 def test_eq20_lstm_gates_share_one_statistic(state: tuple[torch.Tensor, ...]) -> None:
     p = random_params("lstm", LAYER, D, H)
-    h, _, _ = reference.lstm_step(*state, p, LAYER)
+    h, _, _ = lstm_step(*state, p, LAYER)
     equal(h, np_lstm(*state, p)[0])
 
 
 def test_eq21_the_cell_state_carried_on_is_not_normalized(state: tuple[torch.Tensor, ...]) -> None:
     p = random_params("lstm", LAYER, D, H)
-    _, c, _ = reference.lstm_step(*state, p, LAYER)
+    _, c, _ = lstm_step(*state, p, LAYER)
     equal(c, np_lstm(*state, p)[1])
 
 
 def test_eq22_the_cell_is_normalized_on_its_way_out(state: tuple[torch.Tensor, ...]) -> None:
     p = random_params("lstm", NormConfig(sites=("cell",)), D, H)  # the LSTM of DRAW
-    h, c, _ = reference.lstm_step(*state, p, NormConfig(sites=("cell",)))
+    h, c, _ = lstm_step(*state, p, NormConfig(sites=("cell",)))
     w = arrays(p)
     a = state[0].numpy() @ w["weight_ih"].T + state[1].numpy() @ w["weight_hh"].T + w["bias_ih"] + w["bias_hh"]
     o = np.hsplit(a, 4)[3]
@@ -198,7 +210,7 @@ def test_lstm_is_not_the_wrong_placement(state: tuple[torch.Tensor, ...], varian
 def test_eq26_gru_gates_share_one_statistic_and_the_candidate_has_its_own(state: tuple[torch.Tensor, ...]) -> None:
     x, h, _ = state
     p = random_params("gru", LAYER, D, H)
-    new, _ = reference.gru_step(x, h, p, LAYER)
+    new, _ = gru_step(x, h, p, LAYER)
     equal(new, np_gru(x, h, p))
     different(new, np_gru(x, h, p, "statistics per gate"))
     different(new, np_gru(x, h, p, "all gates together"))
@@ -210,7 +222,7 @@ def test_eq27_reset_multiplies_the_normalized_product_with_its_bias(state: tuple
     assert p.bias_ih is not None
     closed, shut = p.bias_ih.clone(), -60.0  # r = 0: the recurrent term, its bias included, must vanish from n
     closed[:H], closed[H : 2 * H] = shut, shut
-    new, _ = reference.gru_step(x, h, p._replace(bias_ih=closed), LAYER)
+    new, _ = gru_step(x, h, p._replace(bias_ih=closed), LAYER)
     w = arrays(p)
     n = normalized((x.numpy() @ w["weight_ih"].T)[:, 2 * H :], 1) * w["gain_ih"][2 * H :] + w["bias_ih"][2 * H :]
     equal(new, np.tanh(n))
@@ -222,13 +234,13 @@ def test_eq28_an_open_update_gate_keeps_the_state(state: tuple[torch.Tensor, ...
     assert p.bias_ih is not None
     opened = p.bias_ih.clone()
     opened[H : 2 * H] = 60.0
-    new, _ = reference.gru_step(x, h, p._replace(bias_ih=opened), LAYER)
+    new, _ = gru_step(x, h, p._replace(bias_ih=opened), LAYER)
     equal(new, h.numpy())
 
 
 def test_batch_norm_lstm_takes_statistics_over_the_batch(state: tuple[torch.Tensor, ...]) -> None:
     p = random_params("lstm", BATCH, D, H)
-    h, c, stats = reference.lstm_step(*state, p, BATCH)
+    h, c, stats = lstm_step(*state, p, BATCH)
     right_h, right_c = np_lstm(*state, p, axis=0)
     equal(h, right_h)
     equal(c, right_c)
@@ -242,7 +254,7 @@ def test_batch_norm_lstm_takes_statistics_over_the_batch(state: tuple[torch.Tens
 def test_batch_norm_gru_takes_statistics_over_the_batch(state: tuple[torch.Tensor, ...]) -> None:
     x, h, _ = state
     p = random_params("gru", BATCH, D, H)
-    equal(reference.gru_step(x, h, p, BATCH)[0], np_gru(x, h, p, axis=0))
+    equal(gru_step(x, h, p, BATCH)[0], np_gru(x, h, p, axis=0))
 
 
 def test_batch_statistics_ignore_rows_past_their_end() -> None:
@@ -395,5 +407,5 @@ def test_trap4_a_scalar_input_loses_its_grey_level_unless_a_bias_enters_the_norm
     for inner, kept in ((False, False), (True, True)):
         cfg = NormConfig("layer", eps=0.0, sites=("input",), inner_bias=inner)
         p = random_params("lstm", cfg, 1, H)
-        outputs = [reference.lstm_step(x, h, c, p, cfg)[0] for x in (dark, bright)]
+        outputs = [lstm_step(x, h, c, p, cfg)[0] for x in (dark, bright)]
         assert (not torch.allclose(*outputs)) == kept

@@ -19,7 +19,6 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -150,30 +149,6 @@ def _judge_in_pieces(cell: str, cfg: NormConfig, given: bool, recompute: bool) -
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_time_in_pieces_matches_the_reference(interpreted: Any, cell: str, kind: str, recompute: bool) -> None:
     interpreted(_judge_in_pieces, cell, NormConfig(kind.split(",")[0]), "given" in kind, recompute)
-
-
-def _step_and_sequence(cell: str, cfg: NormConfig) -> tuple[list[Tensor], list[Tensor]]:
-    tensors, p = case(cell, cfg, 1, 5, 3, 6)
-    run_step = getattr(triton_backend, f"{cell}_step")
-
-    def step(x: Tensor, *rest: Any) -> tuple[Any, ...]:
-        *states, params, norm, _, stats = rest
-        new = run_step(x[0], *states, params, norm, stats)
-        return new[0][None], *new
-
-    adapted = SimpleNamespace(**{cell: step})
-    of_step, of_sequence = (
-        results(module, cell, tensors, p, cfg, None, None, torch.float32) for module in (adapted, triton_backend)
-    )
-    return of_step, of_sequence
-
-
-@needs_triton
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
-@pytest.mark.parametrize("name", ["none", "layer", "rms", "batch"])
-def test_a_step_is_a_sequence_of_one(interpreted: Any, name: str, cell: str) -> None:
-    for step, sequence in zip(*interpreted(_step_and_sequence, cell, NormConfig(name)), strict=True):
-        assert torch.equal(step, sequence)
 
 
 def run(module: Any, cell: str, tensors: list[Tensor], p: Params, cfg: NormConfig, **options: Any) -> list[Tensor]:

@@ -1,31 +1,27 @@
 """The backends of the recurrent layers, and the choice between them.
 
-Every backend is a module with the functions of `ln.reference` (same names, arguments and results), `available()` and
-`supports(cell, cfg, device, dtype)`, each of which gives the reason why not, or None.
+Every backend is a module that fulfils `ln.kernels.contract.Backend`.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 import logging
-from types import ModuleType
 
 import torch
 
 from ln import reference
 from ln.kernels import gate
+from ln.kernels.contract import Backend
+from ln.kernels.native import backend as native
+from ln.kernels.torch import backend as plain
+from ln.kernels.triton import backend as triton
 from ln.norms import NormConfig
 
 log = logging.getLogger("ln")
 
-BACKENDS = ("reference", "torch", "native", "triton")
-_MODULES = {
-    "reference": "ln.reference",
-    "torch": "ln.kernels.torch.backend",
-    "native": "ln.kernels.native.backend",
-    "triton": "ln.kernels.triton.backend",
-}
+_MODULES: dict[str, Backend] = {"reference": reference, "torch": plain, "native": native, "triton": triton}
+BACKENDS = tuple(_MODULES)
 _said: set[tuple[str, str]] = set()
 _PREFERENCE = {
     "cpu": ("native", "torch", "reference"),
@@ -34,20 +30,20 @@ _PREFERENCE = {
 }
 
 
-def load(backend: str) -> ModuleType:
+def load(backend: str) -> Backend:
     """The module of a backend; ValueError for a name that is none."""
     if backend not in _MODULES:
         raise ValueError(f"backend={backend} is not a backend; choose one of auto, {', '.join(BACKENDS)}")
-    return importlib.import_module(_MODULES[backend])
+    return _MODULES[backend]
 
 
-def name_of(module: ModuleType) -> str:
+def name_of(module: Backend) -> str:
     """The name in BACKENDS of a backend's module."""
-    return next(name for name, path in _MODULES.items() if path == module.__name__)
+    return next(name for name, known in _MODULES.items() if known is module)
 
 
 @functools.lru_cache(maxsize=1024)
-def _choose(backend: str, device: torch.device, dtype: torch.dtype, cell: str, cfg: NormConfig) -> ModuleType:
+def _choose(backend: str, device: torch.device, dtype: torch.dtype, cell: str, cfg: NormConfig) -> Backend:
     layer = f"{cell} with norm={cfg.name} on {device.type} in {str(dtype).removeprefix('torch.')}"
     if backend != "auto":
         module = load(backend)
@@ -75,7 +71,7 @@ def _choose(backend: str, device: torch.device, dtype: torch.dtype, cell: str, c
 
 def resolve(
     backend: str, device: torch.device, dtype: torch.dtype, cell: str, cfg: NormConfig, beyond: str | None = None
-) -> ModuleType:
+) -> Backend:
     """The backend's module for a layer ("lstm", "gru" or "rnn") on a device: the one asked for, or with "auto" the
     fastest; or, where `beyond` names what goes on beyond eager code (`gate.beyond_eager`), the reference.
 

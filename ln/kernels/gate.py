@@ -16,6 +16,7 @@ from torch.nn import Parameter
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from ln import reference
+from ln.kernels.contract import sequence
 from ln.norms import NormConfig
 from ln.reference import Params, Stats
 
@@ -78,8 +79,10 @@ def reference_gradients(
             for v, need in zip(inputs, needed, strict=True)
         ]
         x, h0, c0, *params = values
-        states = (h0,) if c0 is None else (h0, c0)
-        *outputs, _ = getattr(reference, cell)(x, *states, Params(*params), cfg, lengths, stats)  # type: ignore[arg-type]
+        assert x is not None
+        states = tuple(state for state in (h0, c0) if state is not None)
+        output, last, _ = sequence(reference, cell, x, states, Params(*params), cfg, lengths, stats)  # type: ignore[arg-type]
+        outputs = (output, *last)
         wanted = [n for n, (v, need) in enumerate(zip(values, needed, strict=True)) if need and v is not None]
         pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]
         result: list[Tensor | None] = [None] * len(values)

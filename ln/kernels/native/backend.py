@@ -308,19 +308,3 @@ def gru(
     """GRU over a sequence, as `ln.reference.gru`: x (T, B, D); h0 (B, H) -> (T, B, H), (B, H), statistics."""
     (output, h), used = _sequence("gru", x, h0, None, p, cfg, lengths, stats, recompute)
     return output, h, used
-
-
-def lstm_step(
-    x: Tensor, h: Tensor, c: Tensor, p: Params, cfg: NormConfig, stats: Stats | None = None
-) -> tuple[Tensor, Tensor, Stats | None]:
-    """One step of `lstm`: x (B, D); h, c (B, H) -> h, c (B, H), statistics."""
-    (_, h, c), used = _sequence("lstm", x[None], h, c, p, cfg, None, stats, False)
-    return h, c, used
-
-
-def gru_step(
-    x: Tensor, h: Tensor, p: Params, cfg: NormConfig, stats: Stats | None = None
-) -> tuple[Tensor, Stats | None]:
-    """One step of `gru`: x (B, D); h (B, H) -> h (B, H), statistics."""
-    (_, h), used = _sequence("gru", x[None], h, None, p, cfg, None, stats, False)
-    return h, used

@@ -90,22 +90,6 @@ def gru(
     return output, _last(output, h0, lengths), setup.stats()
 
 
-def lstm_step(
-    x: Tensor, h: Tensor, c: Tensor, p: Params, cfg: NormConfig, stats: Stats | None = None
-) -> tuple[Tensor, Tensor, Stats | None]:
-    """As `ln.reference.lstm_step`."""
-    _, h, c, used = lstm(x[None], h, c, p, cfg, None, stats)
-    return h, c, used
-
-
-def gru_step(
-    x: Tensor, h: Tensor, p: Params, cfg: NormConfig, stats: Stats | None = None
-) -> tuple[Tensor, Stats | None]:
-    """As `ln.reference.gru_step`."""
-    _, h, used = gru(x[None], h, p, cfg, None, stats)
-    return h, used
-
-
 def available() -> str | None:
     """Why this backend cannot be used here, or None: this one always can."""
     return None
