@@ -110,9 +110,11 @@ class NormalizedRecurrence(nn.Module):
     def weight(self, name: str) -> Tensor:
         """A weight matrix; under weight norm g v / ||v||, row by row."""
         if not self.norm.traits.reparameterizes:
-            return getattr(self, name)
-        v = getattr(self, f"{name}_v")
-        return v * (getattr(self, f"{name}_g") / v.norm(dim=1, keepdim=True))
+            matrix: Tensor = getattr(self, name)
+            return matrix
+        g: Tensor = getattr(self, f"{name}_g")
+        v: Tensor = getattr(self, f"{name}_v")
+        return v * (g / _norms(v))
 
     @torch.no_grad()
     def set_weight(self, name: str, value: Tensor) -> None:
@@ -299,8 +301,14 @@ class NormalizedRecurrence(nn.Module):
         return ", ".join([str(self.input_size), str(self.hidden_size), *(f"{name}={value!r}" for name, value in pairs)])
 
 
+def _norms(matrix: Tensor) -> Tensor:
+    """||v|| of each row: (n, 1)."""
+    norms: Tensor = matrix.norm(dim=1, keepdim=True)
+    return norms
+
+
 def _row_lengths(name: str, value: Tensor) -> Tensor:
-    lengths = value.norm(dim=1, keepdim=True)
+    lengths = _norms(value)
     if not lengths.is_meta and not bool((lengths > 0).all()):
         row = int((lengths > 0).logical_not().flatten().nonzero()[0])
         raise ValueError(f"row {row} of {name} has length 0, and weight norm can give it no direction")

@@ -25,6 +25,7 @@ from ln.kernels.torch.sites import (
     stacked,
     summed,
     tanh_,
+    told_apart,
 )
 from ln.reference import Params
 
@@ -51,7 +52,7 @@ class _Group:
         z = self.product(values.flatten(0, -2), self.weight.t())
         if self.inner is not None:
             z += self.inner
-        z = z.unflatten(0, values.shape[:-1])
+        z = z.view(*values.shape[:-1], z.shape[-1])
         y, saved = self.norm.forward(z, valid, given)
         return z, y, saved
 
@@ -235,12 +236,13 @@ class GRUFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_output: Tensor) -> tuple[Tensor | None, ...]:
         x, h0, output, *rest = ctx.saved_tensors
+        params, activations = told_apart(rest)
         if gate.differentiates_further((d_output,)):
-            inputs = (x, h0, None, *rest[:9])
+            inputs = (x, h0, None, *params)
             needed = (*ctx.needs_input_grad[:2], False, *ctx.needs_input_grad[3:])
             d_inputs = ctx.setup.reference_gradients("gru", inputs, needed, (d_output, None))
             return *d_inputs[:2], None, *d_inputs[3:]
-        kept = torch.utils._pytree.tree_unflatten(rest[9:], ctx.spec)
-        layer = _Layer(Params(*rest[:9]), ctx.setup)
+        kept = torch.utils._pytree.tree_unflatten(activations, ctx.spec)
+        layer = _Layer(params, ctx.setup)
         d_x, d_h, grads = layer.backward(x, h0, output, kept, d_output, ctx.needs_input_grad[0])
         return d_x, d_h, None, *grads

@@ -22,6 +22,7 @@ from ln.kernels.torch.sites import (
     product_for,
     stacked,
     summed,
+    told_apart,
 )
 from ln.reference import Params
 
@@ -52,7 +53,8 @@ class _Layer:
 
     def from_inputs(self, x: Tensor, start: int, end: int) -> tuple[Tensor, Tensor, Saved]:
         """The input term of a stretch at once: summed inputs and normalized ones (t, B, G)."""
-        z = self.product(x[start:end].flatten(0, 1), self.p.weight_ih.t()).unflatten(0, (end - start, -1))
+        z = self.product(x[start:end].flatten(0, 1), self.p.weight_ih.t())
+        z = z.view(end - start, x.shape[1], z.shape[1])
         if self.p.inner_bias_ih is not None:
             z += self.p.inner_bias_ih
         valid = None if self.setup.valid is None else self.setup.valid[start:end]
@@ -237,12 +239,13 @@ class LSTMFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_output: Tensor, d_last: Tensor) -> tuple[Tensor | None, ...]:
         x, h0, c0, output, cells, *rest = ctx.saved_tensors
+        params, activations = told_apart(rest)
         if gate.differentiates_further((d_output, d_last)):
-            inputs, needed = (x, h0, c0, *rest[:9]), (*ctx.needs_input_grad[:3], *ctx.needs_input_grad[4:])
+            inputs, needed = (x, h0, c0, *params), (*ctx.needs_input_grad[:3], *ctx.needs_input_grad[4:])
             d_inputs = ctx.setup.reference_gradients("lstm", inputs, needed, (d_output, None, d_last))
             return *d_inputs[:3], None, *d_inputs[3:]
-        layer = _Layer(Params(*rest[:9]), ctx.setup)
-        kept = _rebuilt(rest[9:], ctx.sizes)
+        layer = _Layer(params, ctx.setup)
+        kept = _rebuilt(activations, ctx.sizes)
         d_x, d_h, d_c, grads = layer.backward(x, h0, c0, output, cells, kept, d_output, d_last, ctx.needs_input_grad[0])
         if ctx.setup.ends is not None:
             # A row of length 0 ends where it began.

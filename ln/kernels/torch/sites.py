@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ln.kernels import gate
 from ln.norms import NormConfig
-from ln.reference import Stats
+from ln.reference import Params, Stats
 
 Saved = tuple[Tensor, ...]
 Gradients = tuple[Any, Any, Any]  # of z, gain and bias; None for what is not asked for or not there
@@ -27,14 +27,16 @@ def _mm(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _onednn(a: Tensor, b: Tensor) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.t(), None, "none", [], "")
+    return product
 
 
 @functools.cache
 def _cpu_product() -> Callable[[Tensor, Tensor], Tensor]:
     """The faster of torch.mm (MKL, which holds back on CPUs that are not Intel's) and oneDNN, by a trial of
     milliseconds."""
-    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+    built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not (built and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return _mm
     values, weight, gates = torch.ones(128, 512), torch.ones(1024, 512), torch.ones(128, 1024)
     pairs = ((values, weight.t()), (gates, weight), (values.t(), gates))  # forward, backward, weight gradient
@@ -234,6 +236,12 @@ def chunks(T: int, B: int, G: int) -> list[tuple[int, int]]:
     or a few MB of gates, which keeps temporary memory independent of T."""
     length = max(-(-2048 // max(B, 1)), 2**20 // max(B * G, 1), 1)
     return [(start, min(start + length, T)) for start in range(0, T, length)]
+
+
+def told_apart(saved: Sequence[Any]) -> tuple[Params, Sequence[Any]]:
+    """What a forward pass saved behind its states: the parameters, then the activations."""
+    count = len(Params._fields)
+    return Params._make(saved[:count]), saved[count:]
 
 
 def part(value: Saved | None, at: slice | int) -> Saved | None:
