@@ -26,9 +26,9 @@ from ln.norms import NORMS, Normalization, NormConfig, RMSNorm
 from ln.suite.config import CONFIGS, Recipe, imported, names
 from ln.suite.data import Source
 from ln.suite.errors import Mistake
-from ln.suite.showing.figures import draw_curves
 from ln.suite.showing.page import curves
 from ln.suite.showing.page.build import write_page
+from ln.suite.showing.panels import draw_curves
 from tests.page_results import metrics_of, write_run
 from tests.recurrent_cases import judge, random_params
 
