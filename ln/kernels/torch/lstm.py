@@ -5,6 +5,7 @@ Shapes: T time, B batch, D input, H hidden, G = 4H gates (i, f, g, o). Equations
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -257,7 +258,7 @@ def _flattened(kept: list[_Activations]) -> list[Tensor]:
     return [tensor for act in kept for value in act for tensor in (value if isinstance(value, tuple) else (value,))]
 
 
-def _rebuilt(tensors: list[Tensor], sizes: list[list[int]]) -> list[_Activations]:
+def _rebuilt(tensors: Sequence[Tensor], sizes: list[list[int]]) -> list[_Activations]:
     queue = iter(tensors)
     fields: list[list[Any]] = [[tuple(next(queue) for _ in range(size)) for size in act] for act in sizes]
     return [_Activations(*(v if n >= 4 else v[0] for n, v in enumerate(act))) for act in fields]
