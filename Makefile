@@ -44,7 +44,7 @@ until := $${UNTIL:+"--until=$$UNTIL"}
 overrides := $${UNTIL:+"until=$$UNTIL"} $${DEVICE:+"device=$$DEVICE"} $${DATA:+"data=$$DATA"} $${TRACKING:+"tracking=$$TRACKING"} "--overrides=$$OVERRIDES"
 jobs := $${JOBS:+"--jobs=$$JOBS"}
 # reproduce-order-embeddings -> order_embeddings
-reproduce-% plan-% sweep-% verdict-% profile-%: export GROUP = $(subst -,_,$*)
+reproduce-% plan-% sweep-% verdict-% profile-% data-%: export GROUP = $(subst -,_,$*)
 
 ##@ Run
 reproduce-%: $(READY) ## Run an experiment, judge its claims, draw its figure (RESULTS=mine trains your own, QUICK=1 one seed a norm)
@@ -55,6 +55,13 @@ plan-%: $(READY) ## Show what would run, what is done and how long the rest take
 
 verdict-%: $(READY) ## Judge an experiment's claims again from its files, without training
 	@$(PY) -m scripts.verdict "$$GROUP" "--profile=$$PROFILE" $(results)
+
+.PHONY: data
+data: $(READY) ## Show which data each experiment finds here, and where the rest is to be had, its terms and size
+	@$(PY) -m scripts.data $(results)
+
+data-%: $(READY) ## Fetch and prepare an experiment's data (DATA=substitute: what stands in for the original)
+	@$(PY) -m scripts.data "$$GROUP" $${DATA:+"--data=$$DATA"}
 
 ##@ Look
 .PHONY: report table findings dashboard dashboards wandb-sync

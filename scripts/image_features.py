@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from ln.suite.data import image_features, picture_sets
-from ln.suite.data.precomp import REMADE_FOLDER
+from ln.suite.data.flickr8k import REMADE_FOLDER
 from ln.suite.errors import Mistake, fail
 
 

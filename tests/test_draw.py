@@ -22,7 +22,7 @@ from experiments.draw.task import DrawTask, spread
 from ln import NormConfig
 from ln.norms import NORMS
 from ln.suite.config import Recipe
-from ln.suite.data import Missing, binarized_mnist
+from ln.suite.data import Missing, binarized_mnist, fetching
 from ln.suite.errors import Mistake
 from ln.suite.runs.read import read_metrics
 from ln.suite.runs.train import carry_out
@@ -307,7 +307,7 @@ def test_data_that_is_nowhere_is_named_with_where_to_get_it(tmp_path: Path, monk
 
     monkeypatch.setenv("LN_DATA", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(binarized_mnist.urllib.request, "urlopen", unreachable)
+    monkeypatch.setattr(fetching.urllib.request, "urlopen", unreachable)
     with pytest.raises(Missing, match=r"binarized_mnist_train.amat.*is not in .*no network.*put them there"):
         binarized_mnist.original()
 

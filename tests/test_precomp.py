@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ln.suite.data import Missing, image_features, picture_sets, precomp
+from ln.suite.data import Missing, flickr8k, image_features, picture_sets, precomp
 from ln.suite.data.precomp import CAPTIONS, PRECOMP
 from ln.suite.errors import Mistake
 from scripts import image_features as command
@@ -150,22 +151,22 @@ def test_nowhere_says_where_it_looked(tmp_path: Path, monkeypatch: pytest.Monkey
     with pytest.raises(
         Missing, match=r"Flickr8k .* is not in .*/flickr8k_efficientnet or .*data/flickr8k_vgg19; `python"
     ):
-        precomp.flickr8k()
+        flickr8k.substitute()
 
 
 def test_an_altered_flickr8k_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LN_DATA", str(tmp_path))
-    folder = tmp_path / precomp.FLICKR8K_FOLDER
+    folder = tmp_path / flickr8k.PREPARED_FOLDER
     write_layout(folder)
     for split in IMAGES:
         name = f"{precomp.NAMES[split]}_ids.txt"
         (folder / name).write_text("".join(f"{i}.jpg\n" for i in range(IMAGES[split])))
-    sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in precomp.FLICKR8K}
-    monkeypatch.setattr(precomp, "FLICKR8K", sums)
-    assert precomp.flickr8k().load()["train"].names == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
+    sums = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in flickr8k.FLICKR8K}
+    monkeypatch.setattr(flickr8k, "FLICKR8K", sums)
+    assert flickr8k.substitute().load()["train"].names == ["0.jpg", "1.jpg", "2.jpg", "3.jpg"]
     replaced(folder / "dev_caps.txt", 1, b"another caption\n")
     with pytest.raises(Mistake, match=r"dev_caps.txt is cut short or altered"):
-        precomp.flickr8k()
+        flickr8k.substitute()
 
 
 # --- the script that makes COCO's features
@@ -309,11 +310,11 @@ def test_flickr8ks_release_is_made_into_a_comparable_source(
     text, pictures = release
     monkeypatch.setattr(image_features, "Fc7", Patches)
     monkeypatch.setattr(precomp, "VGG19_FEATURES", 4)
-    monkeypatch.setattr(precomp, "FLICKR8K_IMAGES", {split: len(names) for split, names in RELEASE.items()})
+    monkeypatch.setattr(flickr8k, "IMAGES", {split: len(names) for split, names in RELEASE.items()})
     monkeypatch.setenv("LN_DATA", str(tmp_path))
-    out = tmp_path / precomp.REMADE_FOLDER
+    out = tmp_path / flickr8k.REMADE_FOLDER
     command.main(["--images", str(pictures), "--flickr8k", str(text), "--out", str(out), "--device", "cpu"])
-    source = precomp.flickr8k()
+    source = flickr8k.substitute()
     assert (source.name, source.status) == ("Flickr8k with VGG-19 features", "substitute")
     data = source.load()
     assert {split: part.names for split, part in data.items()} == RELEASE
@@ -321,9 +322,43 @@ def test_flickr8ks_release_is_made_into_a_comparable_source(
     with torch.no_grad():
         expected = Patches(None)(image_features.crops(pictures / "c.jpg")).mean(0)
     np.testing.assert_allclose(data["valid"].features[0], expected / expected.norm(), rtol=1e-5)
-    monkeypatch.setattr(precomp, "FLICKR8K_IMAGES", {"train": 6000, "valid": 1000, "test": 1000})
+    monkeypatch.setattr(flickr8k, "IMAGES", {"train": 6000, "valid": 1000, "test": 1000})
     with pytest.raises(Mistake, match=r"train_ims.npy holds \(2, 4\) where Flickr8k's split has \(6000, 4\) features"):
-        precomp.flickr8k()
+        flickr8k.substitute()
+
+
+def test_flickr8ks_release_is_fetched_and_prepared(
+    release: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, pictures = release
+    served = tmp_path / "served"
+    served.mkdir()
+    for name, folder, below, kind in (
+        (flickr8k.TEXT_ZIP, text, "", "TEXT_MD5"),
+        (flickr8k.IMAGE_ZIP, pictures, f"{flickr8k.IMAGE_FOLDER}/", "IMAGE_MD5"),
+    ):
+        with zipfile.ZipFile(served / name, "w") as archive:
+            for path in sorted(folder.iterdir()):
+                archive.write(path, below + path.name)
+        monkeypatch.setattr(flickr8k, kind, hashlib.md5((served / name).read_bytes()).hexdigest())
+    monkeypatch.setattr(flickr8k, "RELEASE", served.as_uri())
+    monkeypatch.setattr(image_features, "Fc7", Patches)
+    monkeypatch.setattr(precomp, "VGG19_FEATURES", 4)
+    monkeypatch.setattr(flickr8k, "IMAGES", {split: len(names) for split, names in RELEASE.items()})
+    monkeypatch.delenv("LN_DATA", raising=False)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    flickr8k.fetch()
+    assert flickr8k.substitute().load()["test"].names == ["d.jpg"]
+    assert sorted(path.name for path in Path("data/flickr8k_release").iterdir() if not path.name.startswith(".")) == [
+        flickr8k.IMAGE_ZIP, flickr8k.TEXT_ZIP, "images", "text"
+    ]  # fmt: skip
+    (served / flickr8k.TEXT_ZIP).write_bytes(b"another")
+    Path("data/flickr8k_release", flickr8k.TEXT_ZIP).unlink()
+    with pytest.raises(Mistake, match=r"Flickr8k_text.zip is cut short or another file than was published: its md5"):
+        flickr8k.fetch()
+    assert not Path("data/flickr8k_release", flickr8k.TEXT_ZIP).exists()
 
 
 def test_what_is_wrong_with_flickr8ks_release_is_one_sentence(release: tuple[Path, Path]) -> None:

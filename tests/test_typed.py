@@ -62,6 +62,7 @@ def test_make_hands_on_a_path_as_it_was_typed(stub: Callable[..., Any], tmp_path
         assert told["LN_DATA"] == name
         assert told["PYTHONPATH"] == str(clone)
     assert f"--results={name}" in stub(clone, "report", RESULTS=name)[0]
+    assert stub(clone, "data", f"RESULTS={name}")[0] == ["-m", "scripts.data", f"--results={name}"]
     assert f"--dry-run={name}" in stub(clone, "dashboards", f"DRY_RUN={name}")[0]
     assert sorted(path.name for path in clone.iterdir()) == [".venv", "Makefile", "requirements.lock"]
 
@@ -69,6 +70,8 @@ def test_make_hands_on_a_path_as_it_was_typed(stub: Callable[..., Any], tmp_path
 def test_make_hands_on_no_more_than_was_typed(stub: Callable[..., Any], tmp_path: Path) -> None:
     bare = ["-m", "scripts.reproduce", "order_embeddings", "--profile=laptop", "--overrides="]
     assert stub(tmp_path / "clone", "reproduce-order-embeddings")[0] == bare
+    data = ["-m", "scripts.data", "seq_mnist", "--data=substitute"]
+    assert stub(tmp_path / "clone", "data-seq-mnist", "DATA=substitute")[0] == data
     all_of_it = ["PROFILE=full", "NORMS=", "SEEDS=0,1", "JOBS=2", "DEVICE=cpu", "DATA=original", "TRACKING=offline"]
     assert stub(tmp_path / "clone", "reproduce-mnist", *all_of_it, "OVERRIDES=a=1 'b=[1, 2]'; x=$y")[0] == [
         "-m", "scripts.reproduce", "mnist", "--profile=full", "--norms=", "--seeds=0,1", "--jobs=2", "device=cpu",

@@ -18,7 +18,7 @@ from torch.profiler import record_function
 from experiments.order_embeddings import pictures
 from experiments.order_embeddings.network import OrderEmbedding, contrastive_loss, errors, ranks, recalls
 from ln.suite.config import Recipe
-from ln.suite.data import Source, precomp, resolve, scenes
+from ln.suite.data import Source, flickr8k, precomp, resolve, scenes
 from ln.suite.data.precomp import CAPTIONS, Captioned
 from ln.suite.data.vocabulary import EOS, Vocabulary
 from ln.suite.task import Shuffled, Task, stream_seed
@@ -82,7 +82,9 @@ class OrderEmbeddings(Task):
 
     @staticmethod
     def find(request: str) -> Source:
-        return resolve(request, {"original": precomp.coco, "substitute": precomp.flickr8k, "embedded": scenes.embedded})
+        return resolve(
+            request, {"original": precomp.coco, "substitute": flickr8k.substitute, "embedded": scenes.embedded}
+        )
 
     def batch(self, step: int) -> tuple[Tensor, ...]:
         """Words (T, B), lengths (B,) on the CPU, features (B, D): of each image one caption, drawn anew each epoch."""

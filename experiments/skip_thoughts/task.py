@@ -268,7 +268,9 @@ class SkipThoughtsTask(Task):
 def together(stories: Source, sets: sentence_sets.Found) -> Source:
     """Books to train on and sentence sets to judge with, as one source with the books' status."""
     sha256 = books.key_of(stories.sha256, sets.sha256)
-    return Source(f"{stories.name}; {sets.name}", stories.status, sha256, lambda: (stories.load(), sets.load()))
+    return Source(
+        f"{stories.name}; {sets.name}", stories.status, sha256, lambda: (stories.load(), sets.load()), stories.origin
+    )
 
 
 def finished(folder: Path) -> SkipThoughtsTask:

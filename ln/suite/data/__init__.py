@@ -11,7 +11,9 @@ import functools
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,35 @@ from typing import Any
 from ln.suite.errors import Mistake
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a set of data is to be had."""
+
+    name: str
+    where: str
+    terms: str
+    size: str
+    fetch: Callable[[], object] | None = None  # brings it into data/; None where a person must
+
+
 class Missing(Exception):
     """The files are not there; the message names them, where they were looked for and where to get them."""
+
+    def __init__(self, said: str, origin: Origin | None = None):
+        super().__init__(said)
+        self.origin = origin
+
+
+class NotOffered(Mistake):
+    """No data of the status that is asked for."""
+
+
+class Absent(Mistake):
+    """Data that was asked for is not there."""
+
+    def __init__(self, said: str, origin: Origin | None):
+        super().__init__(said)
+        self.origin = origin
 
 
 @dataclass(frozen=True)
@@ -31,6 +60,7 @@ class Source:
     status: str  # original | substitute | embedded
     sha256: str  # of the files, or of the recipe that makes embedded data
     load: Callable[[], Any]
+    origin: Origin | None = None  # None for what is made by a recipe
 
     @property
     def identity(self) -> dict[str, str]:
@@ -108,17 +138,58 @@ def _say_once(sentence: str) -> None:
     print(sentence, flush=True)
 
 
+_looking_only = ContextVar("looking only", default=False)
+
+
+@contextmanager
+def looking_only() -> Iterator[None]:
+    """What is found in this block is neither downloaded nor announced."""
+    token = _looking_only.set(True)
+    try:
+        yield
+    finally:
+        _looking_only.reset(token)
+
+
+def fetched(origin: Origin, missing: str, advice: str) -> None:
+    """Fetch what a finder has not found.
+
+    missing, advice: what is not where, and what else to do, for the message.
+
+    Raises:
+        Missing: it cannot be downloaded, or must not be.
+        Mistake: what came is not what was published.
+    """
+    assert origin.fetch is not None
+    if _looking_only.get():
+        raise Missing(missing, origin)
+    try:
+        origin.fetch()
+    except Mistake:
+        raise
+    except Exception as error:  # whatever the network, the hub or the disk says
+        raise Missing(f"{missing} and could not be downloaded ({last_line(error)}); {advice}", origin) from error
+
+
+def last_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[-1] if lines else type(error).__name__
+
+
 def resolve(request: str, finders: dict[str, Callable[[], Source]]) -> Source:
     """The data that `data=<request>` asks for, and one printed line, once in a process, that says which it is.
 
     `finders` maps a status to its finder, best first. `auto` takes the first that is there.
 
     Raises:
-        Mistake: the status asked for is not there or is not offered; a file is there but wrong.
+        Absent: the status asked for is not there.
+        NotOffered: it is not offered.
+        Mistake: a file is there but wrong.
     """
     if request not in ("auto", *finders):
-        raise Mistake(f"data={request} is not offered here; choose one of auto, {', '.join(finders)}")
-    missing = []
+        raise NotOffered(f"data={request} is not offered here; choose one of auto, {', '.join(finders)}")
+    missing: list[str] = []
+    origin = None
     for status, find in finders.items():
         if request not in ("auto", status):
             continue
@@ -126,8 +197,10 @@ def resolve(request: str, finders: dict[str, Callable[[], Source]]) -> Source:
             source = find()
         except Missing as reason:
             missing.append(str(reason))
+            origin = origin or reason.origin
             continue
         note = f" ({'; '.join(missing)})" if missing else ""
-        _say_once(f"data: {source.name} [{source.status}]{note}")
+        if not _looking_only.get():
+            _say_once(f"data: {source.name} [{source.status}]{note}")
         return source
-    raise Mistake(f"data={request}: {'; '.join(missing)}")
+    raise Absent(f"data={request}: {'; '.join(missing)}", origin)

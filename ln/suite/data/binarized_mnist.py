@@ -6,8 +6,6 @@ Shapes: N examples, P = side x side pixels. Pixels are float32, 0 or 1.
 """
 
 import hashlib
-import shutil
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ln.suite.data import Missing, Source, check_sha256, data_folders, mnist
+from ln.suite.data import Origin, Source, check_sha256, data_folders, fetched, mnist
+from ln.suite.data.fetching import download
 from ln.suite.errors import Mistake
 
 URL = "http://www.cs.toronto.edu/~larocheh/public/datasets/binarized_mnist"
@@ -28,8 +27,16 @@ AMAT = {
 }
 # The same bits, np.packbits of each row: written out as text again, they have the three sums above.
 PACKED = {"binarized_mnist_packed.npz": "8b4aca87821bf8d1d98bf488d6029e206885841ec51f43c41c7c052fa6807726"}
-DOWNLOAD_TIMEOUT_SECONDS = 20.0
 BINARIZATION_SEED = 0
+FOLDER = Path("binarized_mnist")
+
+
+def _download() -> None:
+    for name, sha256 in AMAT.items():
+        download(f"{URL}/{name}", "data" / FOLDER / name, sha256)
+
+
+ORIGIN = Origin("binarized MNIST", URL, "as MNIST's, CC BY-SA 3.0", "110 MB", _download)
 
 
 @dataclass(frozen=True)
@@ -49,34 +56,14 @@ def original() -> Source:
         Mistake: a file is cut short or altered.
     """
     looked = []
-    for folder in (folder / "binarized_mnist" for folder in data_folders()):
+    for folder in (folder / FOLDER for folder in data_folders()):
         for files in (PACKED, AMAT):
             if all((folder / name).exists() for name in files):
                 return _checked(folder, files)
         looked.append(str(folder))
-    folder = Path("data/binarized_mnist")
-    try:
-        for name, sha256 in AMAT.items():
-            _download(name, sha256, folder)
-    except OSError as error:
-        raise Missing(
-            f"binarized MNIST ({', '.join(AMAT)}) is not in {' or '.join(looked)} and could not be downloaded "
-            f"({error}); get the three files from {URL} and put them there"
-        ) from error
-    return _checked(folder, AMAT)
-
-
-def _download(name: str, sha256: str, folder: Path) -> None:
-    """Fetch one file, unless it is there, under its own name only once it is whole."""
-    target, partial = folder / name, folder / f"{name}.partial"
-    if target.exists():
-        return
-    with urllib.request.urlopen(f"{URL}/{name}", timeout=DOWNLOAD_TIMEOUT_SECONDS) as response:
-        folder.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            shutil.copyfileobj(response, file)
-    check_sha256(partial, sha256)
-    partial.replace(target)
+    missing = f"binarized MNIST ({', '.join(AMAT)}) is not in {' or '.join(looked)}"
+    fetched(ORIGIN, missing, f"get the three files from {URL} and put them there")
+    return _checked("data" / FOLDER, AMAT)
 
 
 def _checked(folder: Path, files: dict[str, str]) -> Source:
@@ -85,7 +72,7 @@ def _checked(folder: Path, files: dict[str, str]) -> Source:
     # Both forms hold the same bits, so a run is the same run whichever of them was there.
     combined = hashlib.sha256("".join(AMAT.values()).encode()).hexdigest()
     read = _read_packed if files is PACKED else _read_amats
-    return Source("binarized MNIST", "original", combined, lambda: read(folder))
+    return Source("binarized MNIST", "original", combined, lambda: read(folder), ORIGIN)
 
 
 def _read_packed(folder: Path) -> BinaryImages:
@@ -142,4 +129,4 @@ def _binarized(grey: Source, status: str) -> Source:
         images = {split: torch.bernoulli(digits.images[split], generator=generator) for split in SPLITS}
         return BinaryImages(images, side=round(digits.pixels**0.5))
 
-    return Source(f"{grey.name}, binarized once", status, f"{grey.sha256}, seed {BINARIZATION_SEED}", load)
+    return Source(f"{grey.name}, binarized once", status, f"{grey.sha256}, seed {BINARIZATION_SEED}", load, grey.origin)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ln.suite.data import Missing, Source, cache_folder, data_folders, made_once, novels, sha256_of
+from ln.suite.data import Missing, Origin, Source, cache_folder, data_folders, fetched, made_once, novels, sha256_of
 from ln.suite.data.stories import stories
 from ln.suite.data.vocabulary import UNKNOWN, Vocabulary
 from ln.suite.errors import Mistake
@@ -206,6 +206,31 @@ def key_of(*parts: str) -> str:
 # --- sources
 
 
+CORPUS_FILE = Path("data/bookcorpus/bookcorpus.parquet")
+
+
+def _download() -> None:
+    temporary = CORPUS_FILE.with_name(f"bookcorpus.{os.getpid()}.new")
+    try:
+        import datasets
+
+        corpus = datasets.load_dataset(BOOKCORPUS, split="train", revision="refs/convert/parquet")
+        CORPUS_FILE.parent.mkdir(parents=True, exist_ok=True)
+        corpus.to_parquet(str(temporary))
+        temporary.replace(CORPUS_FILE)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+ORIGIN = Origin(
+    "BookCorpus",
+    f"{BOOKCORPUS} on the Hugging Face Hub",
+    "no longer distributed by its authors; the books are their writers'",
+    "about 5 GB",
+    _download,
+)
+
+
 def original(download: bool = False) -> Source:
     """BookCorpus from the data folders, through `datasets`; downloaded there only where `download` says so, since it is
     gigabytes.
@@ -220,22 +245,9 @@ def original(download: bool = False) -> Source:
         looked.append(str(folder))
     where = f"BookCorpus (*.parquet or *.txt, a tokenized sentence a line) is not in {' or '.join(looked)}"
     if not download:
-        raise Missing(f"{where}; data=original fetches {BOOKCORPUS} from the Hugging Face Hub")
-    path = Path("data/bookcorpus/bookcorpus.parquet")
-    temporary = path.with_name(f"bookcorpus.{os.getpid()}.new")
-    try:
-        import datasets
-
-        corpus = datasets.load_dataset(BOOKCORPUS, split="train", revision="refs/convert/parquet")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        corpus.to_parquet(str(temporary))
-        temporary.replace(path)
-    except Exception as error:  # whatever the network, the Hub or the disk says
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise Missing(f"{where} and {BOOKCORPUS} could not be downloaded ({reason[0]}); put the files there") from error
-    finally:
-        temporary.unlink(missing_ok=True)
-    return _bookcorpus([path])
+        raise Missing(f"{where}; data=original fetches {BOOKCORPUS} from the Hugging Face Hub", ORIGIN)
+    fetched(ORIGIN, where, "put the files there")
+    return _bookcorpus([CORPUS_FILE])
 
 
 def _corpus_files(folder: Path) -> list[Path]:
@@ -244,7 +256,7 @@ def _corpus_files(folder: Path) -> list[Path]:
 
 def _bookcorpus(files: list[Path]) -> Source:
     key = key_of("BookCorpus", "words as in the sentence sets", *(sha256_of(path) for path in files))
-    return Source("BookCorpus", "original", key, partial(prepared, key, partial(corpus_parts, files)))
+    return Source("BookCorpus", "original", key, partial(prepared, key, partial(corpus_parts, files)), ORIGIN)
 
 
 def corpus_parts(files: list[Path]) -> Iterator[Book]:
@@ -297,12 +309,13 @@ def substitute() -> Source:
     Raises:
         Missing, Mistake: as `novels.archive`.
     """
-    path, key = novels.archive(), key_of("novels", novels.SHA256)
+    path, sha256 = novels.archive()
+    key = key_of("novels", sha256)
 
     def read() -> Iterator[Book]:
         return ((f"{path}: {name}", sentences_of(text)) for name, text in novels.texts(path))
 
-    return Source("English novels", "substitute", key, partial(prepared, key, read))
+    return Source("English novels", "substitute", key, partial(prepared, key, read), novels.ORIGIN)
 
 
 def embedded() -> Source:

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ln.suite.data import Missing, Source, cache_folder, data_folders, made_once, mnist, sha256_of
+from ln.suite.data import Missing, Origin, Source, cache_folder, data_folders, fetched, made_once, mnist, sha256_of
 from ln.suite.errors import Mistake
+from ln.suite.files import replacing
 
 RIDGE = 1e-5  # added to the covariance's eigenvalues (Salimans & Kingma's code)
 # Pixels at a digit's border hardly ever vary. With 1e-5 one that is lit for the first time in a test digit would come
@@ -28,6 +29,10 @@ BINARY_FOLDER = "cifar-10-batches-bin"
 BINARY = (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin")
 IMAGES_OF_A_FILE, ROW = 10_000, 1 + 3 * 32 * 32
 VALID_SHARE = 10  # one of so many training images is for validation
+
+
+# The part with which runs are published: 20,000 training and 1,000 test images.
+PART = {"data_batch_1.bin": 10_000, "data_batch_2.bin": 10_000, "test_batch_first_1000.bin": 1_000}
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,35 @@ def scaled(images: Tensor) -> Tensor:
     return (images.float() - 127.5) / 128
 
 
+def _download() -> None:
+    from torchvision.datasets import CIFAR10
+
+    CIFAR10("data", download=True)
+
+
+def cut_part() -> None:
+    """Write the part with which runs are published to data/cifar-10-batches-bin, from the whole set.
+
+    Raises:
+        Missing: the whole is nowhere and cannot be downloaded.
+        Mistake: a file cannot be written.
+    """
+    whole: Pictures = original().load()
+    begin = 0
+    for name, count in PART.items():
+        split, first = ("test", 0) if name.startswith("test") else ("train", begin)
+        begin += count
+        images, labels = (part[split][first : first + count] for part in (whole.images, whole.labels))
+        rows = torch.cat([labels.byte().unsqueeze(1), images.flatten(1)], 1)
+        with replacing(Path("data", BINARY_FOLDER, name)) as file:
+            file.write(rows.numpy().tobytes())
+
+
+_TERMS = "none stated; its authors ask to be cited (Krizhevsky 2009)"
+ORIGIN = Origin("CIFAR-10", "https://www.cs.toronto.edu/~kriz/cifar.html, by torchvision", _TERMS, "170 MB", _download)
+PART_ORIGIN = Origin("a part of CIFAR-10", "CIFAR-10 itself", _TERMS, "65 MB", cut_part)
+
+
 def original(valid: int = 5000) -> Source:
     """CIFAR-10 whole, from the data folders, unpacked in its Python or its binary layout or as the Python archive, or
     downloaded by torchvision.
@@ -95,14 +129,9 @@ def original(valid: int = 5000) -> Source:
         if (folder / CIFAR10.filename).is_file():
             return _checked(_unpacked(folder / CIFAR10.filename) / CIFAR10.base_folder, valid)
         looked.append(str(folder))
-    try:
-        CIFAR10("data", download=True)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        raise Missing(
-            f"CIFAR-10 ({CIFAR10.base_folder}, {BINARY_FOLDER} or {CIFAR10.filename}) is not whole in "
-            f"{' or '.join(looked)} and could not be downloaded ({reason[0]}); get the archive and put it there"
-        ) from error
+    names = f"{CIFAR10.base_folder}, {BINARY_FOLDER} or {CIFAR10.filename}"
+    missing = f"CIFAR-10 ({names}) is not whole in {' or '.join(looked)}"
+    fetched(ORIGIN, missing, "get the archive and put it there")
     return _checked(Path("data", CIFAR10.base_folder), valid)
 
 
@@ -148,7 +177,9 @@ def _checked(folder: Path, valid: int) -> Source:
         _check_md5(folder / name, md5)
     combined = hashlib.sha256("".join(md5 for _, md5 in sums).encode()).hexdigest()
     train, test = ([folder / name for name, _ in files] for files in (CIFAR10.train_list, CIFAR10.test_list))
-    return Source("CIFAR-10", "original", combined, lambda: _split(_read_pickles(train), _read_pickles(test), valid))
+    return Source(
+        "CIFAR-10", "original", combined, lambda: _split(_read_pickles(train), _read_pickles(test), valid), ORIGIN
+    )
 
 
 Labelled = tuple[np.ndarray, np.ndarray]  # images (N, 3, 32, 32) uint8 and labels (N,)
@@ -190,9 +221,7 @@ def _binary(folder: Path, valid: int) -> Source:
         if (np.bincount(labels, minlength=CLASSES) != files * IMAGES_OF_A_FILE // CLASSES).any():
             raise Mistake(f"{folder} is not CIFAR-10: its classes have not as many images as each other; get it again")
     key = hashlib.sha256("".join(map(sha256_of, paths)).encode()).hexdigest()
-    return Source(
-        "CIFAR-10", "original", key, lambda: _split(_read_binary(paths[:-1]), _read_binary(paths[-1:]), valid)
-    )
+    return Source("CIFAR-10", "original", key, partial(_load_binary, paths[:-1], paths[-1:], valid), ORIGIN)
 
 
 def _load_binary(train: list[Path], test: list[Path], valid: int) -> Pictures:
@@ -225,9 +254,11 @@ def part() -> Source:
             key = hashlib.sha256("".join(map(sha256_of, [*train, *test])).encode()).hexdigest()
             name = f"CIFAR-10, {counts[0]:,} training and {counts[1]:,} test images of it"
             valid = max(1, counts[0] // VALID_SHARE)
-            return Source(name, "substitute", key, partial(_load_binary, train, test, valid))
+            return Source(name, "substitute", key, partial(_load_binary, train, test, valid), PART_ORIGIN)
         looked.append(str(place))
-    raise Missing(f"no part of CIFAR-10 (data_batch*.bin, test_batch*.bin) is in {' or '.join(looked) or 'data'}")
+    raise Missing(
+        f"no part of CIFAR-10 (data_batch*.bin, test_batch*.bin) is in {' or '.join(looked) or 'data'}", PART_ORIGIN
+    )
 
 
 def substitute() -> Source:
@@ -237,8 +268,11 @@ def substitute() -> Source:
     """
     try:
         return part()
-    except Missing:
-        source = mnist.original()
+    except Missing as missing:
+        try:
+            source = mnist.original()
+        except Missing as also:
+            raise Missing(f"{missing}; {also}", also.origin) from None
     return replace(source, status="substitute", load=lambda: _grey(source.load(), 1))
 
 

@@ -312,8 +312,10 @@ def substitute() -> Source:
     Raises:
         Missing, Mistake: as `novels.archive`.
     """
-    path, key = novels.archive(), key_of(novels.SHA256)
-    return Source("cloze questions of novels", "substitute", key, partial(prepared, key, partial(from_novels, path)))
+    path, sha256 = novels.archive()
+    key = key_of(sha256)
+    load = partial(prepared, key, partial(from_novels, path))
+    return Source("cloze questions of novels", "substitute", key, load, novels.ORIGIN)
 
 
 # --- generated passages

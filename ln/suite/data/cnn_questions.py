@@ -11,7 +11,7 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
-from ln.suite.data import Missing, Source, data_folders, text_lines
+from ln.suite.data import Missing, Origin, Source, data_folders, text_lines
 from ln.suite.data.cloze import ENTITY, PLACEHOLDER, Cloze, Question, key_of, numbered, prepared
 from ln.suite.errors import Mistake
 
@@ -19,6 +19,12 @@ FOLDER = Path("cnn")
 VARIANTS = ("top4", "questions")  # what Cooijmans et al. trained on comes first
 SPLITS = {"train": "training", "valid": "validation", "test": "test"}
 HOME = "cs.nyu.edu/~kcho/DMQA"
+ORIGIN = Origin(
+    "CNN questions",
+    f"{HOME} (questions), cut to four sentences by the code published with recurrent batch norm (top4)",
+    "the articles are CNN's",
+    "about 200 MB packed",
+)
 PASSAGE, QUESTION, ANSWER, NAMES = 2, 4, 6, 8  # lines, from 0
 WHAT = {PASSAGE: "passage", QUESTION: "question", ANSWER: "answer"}
 SENTENCE_ENDS = frozenset(".?!")
@@ -106,8 +112,9 @@ def _find(variant: str, status: str) -> Source:
             names = "\n".join(f"{split} {name} {size}" for split in SPLITS for name, size in files[split])
             key = key_of(folder.name, hashlib.sha256(names.encode()).hexdigest())
             prepare = partial(read, folder, files, whole=folder.name == "questions")
-            return Source(f"CNN {folder.name}", status, key, partial(prepared, key, prepare))
+            return Source(f"CNN {folder.name}", status, key, partial(prepared, key, prepare), ORIGIN)
     raise Missing(
         f"the CNN questions (training/, validation/, test/) are not in {' or '.join(map(str, folders))}; "
-        f"get them from {HOME} and unpack them there"
+        f"get them from {HOME} and unpack them there",
+        ORIGIN,
     )

@@ -138,11 +138,13 @@ def original() -> Source:
         if folder.is_dir():
             forms = iam_ondb.listed_forms(folder)
             key = key_of(iam_ondb.checksums(folder, forms))
-            return Source("IAM-OnDB", "original", key, partial(prepared, key, partial(_iam, folder, forms)))
+            load = partial(prepared, key, partial(_iam, folder, forms))
+            return Source("IAM-OnDB", "original", key, load, iam_ondb.ORIGIN)
         looked.append(str(folder))
     raise Missing(
         f"IAM-OnDB (lineStrokes/, ascii/ and {', '.join(iam_ondb.LISTS)}) is not in {' or '.join(looked)}; "
-        f"register at {iam_ondb.REGISTER} and unpack it there"
+        f"register at {iam_ondb.REGISTER} and unpack it there",
+        iam_ondb.ORIGIN,
     )
 
 
@@ -165,16 +167,18 @@ def substitute() -> Source:
         Mistake: one is cut short or altered.
     """
     looked = []
-    for folder in (folder / "omniglot" for folder in data_folders()):
+    for folder in (folder / pen_strokes.OMNIGLOT_FOLDER for folder in data_folders()):
         if all((folder / name).exists() for name in pen_strokes.OMNIGLOT):
             for name, sha256 in pen_strokes.OMNIGLOT.items():
                 check_sha256(folder / name, sha256)
             key = key_of(pen_strokes.OMNIGLOT.values())
-            return Source("Omniglot pen strokes", "substitute", key, partial(prepared, key, partial(_omniglot, folder)))
+            load = partial(prepared, key, partial(_omniglot, folder))
+            return Source("Omniglot pen strokes", "substitute", key, load, pen_strokes.ORIGIN)
         looked.append(str(folder))
     raise Missing(
         f"Omniglot's strokes ({', '.join(pen_strokes.OMNIGLOT)}) are not in {' or '.join(looked)}; "
-        "get the two files from github.com/brendenlake/omniglot, folder python"
+        "get the two files from github.com/brendenlake/omniglot, folder python",
+        pen_strokes.ORIGIN,
     )
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ln.suite.data import text_lines
+from ln.suite.data import Origin, text_lines
 from ln.suite.errors import Mistake
 
 FOLDER = "IAM-OnDB"
 REGISTER = "https://fki.tic.heia-fr.ch/databases/iam-on-line-handwriting-database"
+ORIGIN = Origin("IAM-OnDB", f"{REGISTER}, after a registration", "non-commercial research", "size not known to us")
 # The second validation list joins the training lines, as in Graves' experiment; unlike there, the test list does not.
 LISTS = {"trainset.txt": "train", "testset_t.txt": "train", "testset_v.txt": "valid", "testset_f.txt": "test"}
 LEFT_OUT = {"z01-000z"}  # public readers of the set leave this form out: its text does not match its lines

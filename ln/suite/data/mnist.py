@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ln.suite.data import Missing, Source, check_sha256, data_folders
+from ln.suite.data import Origin, Source, check_sha256, data_folders, fetched
 
 FILES = {
     "train-images-idx3-ubyte.gz": "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
@@ -27,6 +27,15 @@ UNPACKED = {
     "t10k-images-idx3-ubyte": "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     "t10k-labels-idx1-ubyte": "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
 }
+
+
+def _download() -> None:
+    from torchvision.datasets import MNIST
+
+    MNIST("data", download=True)
+
+
+ORIGIN = Origin("MNIST", "torchvision's mirrors", "CC BY-SA 3.0", "12 MB", _download)
 FOLDERS = ("MNIST/raw", "MNIST", "mnist")
 
 
@@ -62,16 +71,8 @@ def original(valid: int = 5000) -> Source:
         if files := _files(folder):
             return _checked(files, valid)
         looked.append(str(folder))
-    try:
-        from torchvision.datasets import MNIST
-
-        MNIST("data", download=True)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        raise Missing(
-            f"MNIST ({', '.join(FILES)}) is not in {' or '.join(looked)} and could not be downloaded ({reason[0]}); "
-            "get the four files and put them there"
-        ) from error
+    missing = f"MNIST ({', '.join(FILES)}) is not in {' or '.join(looked)}"
+    fetched(ORIGIN, missing, "get the four files and put them there")
     files = _files(Path("data/MNIST/raw"))
     assert files
     return _checked(files, valid)
@@ -91,7 +92,7 @@ def _checked(files: list[tuple[Path, str]], valid: int) -> Source:
         check_sha256(path, sha256)
     # Packed or not they hold the same digits, so a run is the same run whichever were there.
     combined = hashlib.sha256("".join(FILES.values()).encode()).hexdigest()
-    return Source("MNIST", "original", combined, lambda: _read([path for path, _ in files], valid))
+    return Source("MNIST", "original", combined, lambda: _read([path for path, _ in files], valid), ORIGIN)
 
 
 def _read(paths: list[Path], valid: int) -> Digits:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ln.suite.data import sha256_of
+from ln.suite.data import Origin, sha256_of
+from ln.suite.data.fetching import download
 from ln.suite.errors import Mistake
 
 Glyph = list[np.ndarray]
@@ -18,6 +19,16 @@ OMNIGLOT = {
     "strokes_background_small1.zip": "8cb3960fb6cf4ccf5f064ad83169f828c36c36782a0f6e7faacb7ecfae4468a2",
     "strokes_background_small2.zip": "345bf2141efbea062833dbb2828abbc23d9e07825e46f2afdd4daecddfed6e78",
 }
+OMNIGLOT_FOLDER = Path("omniglot")
+OMNIGLOT_HOME = "https://github.com/brendenlake/omniglot"
+
+
+def _download() -> None:
+    for name, sha256 in OMNIGLOT.items():
+        download(f"{OMNIGLOT_HOME}/raw/master/python/{name}", "data" / OMNIGLOT_FOLDER / name, sha256)
+
+
+ORIGIN = Origin("Omniglot", f"{OMNIGLOT_HOME}, folder python", "MIT", "7 MB", _download)
 LATIN = "abcdefghijklmnopqrstuvwxyz"
 GREEK = "αβγδεζηθικλμνξοπρστυφχψω"
 PRIVATE = 0xE000  # Unicode's private characters stand for those of the other alphabets, in Omniglot's order

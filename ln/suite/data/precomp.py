@@ -1,8 +1,7 @@
 """Captions and fixed image features in the `precomp` layout: one row of features per image, five captions each.
 
-Original: MS-COCO (Karpathy's splits) with the 10-crop VGG-19 features that were published with order embeddings;
-substitute: Flickr8k with features of another ImageNet network (EfficientNet-Lite2, D = 1280), or with VGG-19's, made
-anew from its pictures. Shapes: N images, D features; caption line 5 i + j (from 0) belongs to row i.
+MS-COCO (Karpathy's splits) with the 10-crop VGG-19 features that were published with order embeddings; Flickr8k is in
+flickr8k.py. Shapes: N images, D features; caption line 5 i + j (from 0) belongs to row i.
 """
 
 import hashlib
@@ -12,14 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ln.suite.data import Missing, Source, check_sha256, data_folders, sha256_of, text_lines
+from ln.suite.data import Missing, Origin, Source, data_folders, sha256_of, text_lines
 from ln.suite.errors import Mistake
 
 CAPTIONS = 5  # of each image
 SPLITS = ("train", "valid", "test")
 NAMES = {"train": "train", "valid": "dev", "test": "test"}  # the layout's own
 COCO_IMAGES = {"train": 113287, "valid": 5000, "test": 5000}  # Karpathy's splits, restval with train
-FLICKR8K_IMAGES = {"train": 6000, "valid": 1000, "test": 1000}
 VGG19_FEATURES = 4096
 # Where a split's features and captions are: the precomp layout, and the folders of the published coco.zip.
 PRECOMP = {split: (f"{name}_ims.npy", f"{name}_caps.txt") for split, name in NAMES.items()}
@@ -27,19 +25,13 @@ COCO_ZIP = {
     split: (f"images/10crop/{name}.npy", f"{name}.txt")
     for split, name in {"train": "train", "valid": "val", "test": "test"}.items()
 }
-FLICKR8K_FOLDER = "flickr8k_efficientnet"
-REMADE_FOLDER = "flickr8k_vgg19"
-FLICKR8K = {
-    "train_ims.npy": "61594310ad43eccf2cb5ecb0a8f6b2d0facbe2f07e0ed4620af24b4ce91372be",
-    "train_caps.txt": "a3a9f0d5188fe2dbaefac14a5d28e3b7ce6c0cd8d01141f705b9884ac4edd34f",
-    "train_ids.txt": "e330ddd5156a4c2d2e2b67bc587e70e588f2d132bd8a10dc54dcb71e58115d8e",
-    "dev_ims.npy": "3a1aa99dfb6df13108b56b0b996dcb8d4a6b9bfbc32a8f6df1b54be743f0c61b",
-    "dev_caps.txt": "bf08774d6636880acc78808b2eb9e868ead6b110772e613012b585d2aa2383e8",
-    "dev_ids.txt": "18ba829f47f6df1cb830bf7f0506e2ddf333818925299babbd1bbcaf50fdc504",
-    "test_ims.npy": "5263bd4182d72627cbe3e44ee44946e4ffbc99a1e083b5f3f180c8dc09fd65e9",
-    "test_caps.txt": "652d8d02243cd2efcc21e0ab2f65e8fc75bdca2b3f35717ba5e06d1a6671226e",
-    "test_ids.txt": "c0924146c131458ceba45da59670fe9520eadce1e5cafffa16a817672a9b1f17",
-}
+ORIGIN = Origin(
+    "MS-COCO",
+    "pictures: https://cocodataset.org (train2014, val2014); splits and captions: Karpathy's dataset_coco.json; then "
+    "`python -m scripts.image_features`",
+    "captions CC BY 4.0; the pictures are their Flickr users'",
+    "19 GB of pictures; 2 GB of features",
+)
 
 
 @dataclass(frozen=True)
@@ -145,50 +137,21 @@ def coco() -> Source:
                 if not (folder / name).exists():
                     raise Mistake(f"{folder} has no {name}, which COCO's layout needs; add it, or move the folder away")
             for split in SPLITS:
-                _check_shape(folder / layout[split][0], COCO_IMAGES[split], "COCO")
+                check_shape(folder / layout[split][0], COCO_IMAGES[split], "COCO")
             key = hashlib.sha256("".join(sha256_of(folder / name) for name in names).encode()).hexdigest()
-            return Source("MS-COCO", "original", key, partial(read, folder, layout))
+            return Source("MS-COCO", "original", key, partial(read, folder, layout), ORIGIN)
         looked.append(str(folder))
     raise Missing(
         f"MS-COCO with VGG-19 features (train_ims.npy, train_caps.txt and so for dev and test, or the published "
-        f"coco.zip) is not in {' or '.join(looked)}; `python -m scripts.image_features --help` says how to make it"
+        f"coco.zip) is not in {' or '.join(looked)}; `python -m scripts.image_features --help` says how to make it",
+        ORIGIN,
     )
 
 
-def _check_shape(path: Path, images: int, name: str) -> None:
+def check_shape(path: Path, images: int, name: str) -> None:
     try:
         shape = np.load(path, mmap_mode="r").shape
     except (ValueError, EOFError, OSError) as error:
         raise Mistake(f"{path} is not a numpy file: {str(error).splitlines()[0]}") from None
     if shape != (images, VGG19_FEATURES):
         raise Mistake(f"{path} holds {shape} where {name}'s split has ({images}, {VGG19_FEATURES}) features")
-
-
-def flickr8k() -> Source:
-    """Flickr8k from the data folders: the features of the published runs, else VGG-19's made from its pictures, with
-    which a run is comparable with those but not identical.
-
-    Raises:
-        Missing: it is nowhere.
-        Mistake: a file is cut short or altered, or the features are not those of its splits.
-    """
-    looked = []
-    for folder in (folder / FLICKR8K_FOLDER for folder in data_folders()):
-        if all((folder / name).exists() for name in FLICKR8K):
-            for name, sha256 in FLICKR8K.items():
-                check_sha256(folder / name, sha256, text=name.endswith(".txt"))
-            key = hashlib.sha256("".join(FLICKR8K.values()).encode()).hexdigest()
-            return Source("Flickr8k", "substitute", key, partial(read, folder, PRECOMP))
-        looked.append(str(folder))
-    for folder in (folder / REMADE_FOLDER for folder in data_folders()):
-        # A split's features are written last.
-        if all((folder / PRECOMP[split][0]).exists() for split in SPLITS):
-            for split in SPLITS:
-                _check_shape(folder / PRECOMP[split][0], FLICKR8K_IMAGES[split], "Flickr8k")
-            key = hashlib.sha256("".join(sha256_of(folder / name) for name in FLICKR8K).encode()).hexdigest()
-            return Source("Flickr8k with VGG-19 features", "substitute", key, partial(read, folder, PRECOMP))
-        looked.append(str(folder))
-    raise Missing(
-        f"Flickr8k in the precomp layout ({', '.join(FLICKR8K)}) is not in {' or '.join(looked)}; "
-        "`python -m scripts.image_features --help` says how to make it"
-    )

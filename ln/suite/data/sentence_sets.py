@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ln.suite.data import Missing, check_sha256, data_folders, text_lines
+from ln.suite.data import Missing, Origin, check_sha256, data_folders, text_lines
 from ln.suite.data.books import words_of
 from ln.suite.data.stories import FINE, GLAD, PEOPLE, PLACES, POOR, SORRY, THINGS
 from ln.suite.errors import Mistake
@@ -31,6 +31,7 @@ LABELLED = {  # name -> file, sha256, sentences
 GENERATED_PAIRS = {"train": 160, "valid": 60, "test": 60}
 GENERATED_SENTENCES = 120
 WHERE = "their sources are listed with the sentence sets of the skip-thoughts evaluation code"
+ORIGIN = Origin("SICK, MR, CR, SUBJ, MPQA", WHERE, "SICK CC BY-NC-SA 3.0; the others for research", "4 MB")
 
 
 @dataclass(frozen=True)
@@ -233,5 +234,5 @@ def required(found: Found) -> Found:
         Missing: one of them is not there.
     """
     if found.missing:
-        raise Missing(f"{'; '.join(found.missing)}; {WHERE}")
+        raise Missing(f"{'; '.join(found.missing)}; {WHERE}", ORIGIN)
     return found

@@ -127,9 +127,13 @@ class Run:
                 return self
             raise Mistake(f"{path} cannot be read ({error}); delete the folder to start it again") from error
         if old_hash != self.info["hash"]:
-            keys = "; ".join(differing(old_identity, self.info["identity"]))
+            lines = differing(old_identity, self.info["identity"])
+            keys = "; ".join(lines)
+            # Data made anew, such as features by another network: the same experiment on other bytes.
+            other_data = all(line.startswith(("source.sha256:", "source.name:")) for line in lines)
+            what = "of other data, comparable but not identical" if other_data else "of another recipe"
             raise Mistake(
-                f"{self.folder} holds a run of another recipe ({keys}); "
+                f"{self.folder} holds a run {what} ({keys}); "
                 "choose another place with RESULTS=<folder> (results=<folder>), or delete it"
             )
         self.info = old
