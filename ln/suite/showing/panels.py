@@ -173,7 +173,7 @@ def claim_figure(document: ClaimsFile, runs: dict[str, Runs], path: Path, note: 
         axis.set_title(f"{panel.title}: {said}" if said else panel.title)
     for axis in list(axes.flat)[len(drawn) :]:
         axis.remove()
-    _legend(figure, any(True for panel in document.figure.panels for _ in published_in(panel)))
+    _legend(figure, {curve.key.norm for panel in document.figure.panels for curve, _ in published_in(panel)})
     title = f"{document.title} ({document.figure_of_paper}): {note}"
     figure.suptitle(textwrap.fill(title, int(figure.get_size_inches()[0] / TITLE_LETTER_INCHES)), fontsize=10)
     return save(figure, path)
@@ -200,11 +200,13 @@ def arranged(figure: Figure, runs: dict[str, Runs]) -> tuple[list[tuple[Panel, b
     return [*pairs, *others], min(len(pairs) + len(others), MOST_COLUMNS)
 
 
-def _legend(figure: Drawing, published: bool) -> None:
-    """One entry for each norm, and one for all published curves."""
+def _legend(figure: Drawing, published: set[str]) -> None:
+    """One entry for each norm, dashed where only a published curve shows it, and one for all published curves."""
     handles: dict[str, Any] = {
         label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
+    for norm in published & NORMS.keys():
+        handles.setdefault(NORMS[norm].label, Line2D([], [], color=NORMS[norm].colour, **PUBLISHED))
     norms = [traits.label for traits in NORMS.values()]
     handles = dict(sorted(handles.items(), key=lambda entry: entry[0].partition(",")[0] not in norms))  # norms first
     if published:
