@@ -16,7 +16,7 @@ from ln import LSTM, RNN, FastWeights, NormConfig
 from ln.suite.config import Recipe
 from ln.suite.data import Source, resolve, retrieval
 from ln.suite.errors import Mistake
-from ln.suite.task import Shuffled, Task
+from ln.suite.task import Shuffled, Task, wrong
 
 EVALUATION_BATCH = 2000
 
@@ -90,12 +90,12 @@ class AssociativeRetrieval(Task):
     def evaluate(self, split: str) -> dict[str, float]:
         """NLL, error in percent, and the mean norm of the hidden state after the first and after the last character,
         whose ratio is what the inner loop makes of it."""
-        nll, wrong, norms = 0.0, 0, torch.zeros(2, dtype=torch.float64)
+        nll, errors, norms = 0.0, 0.0, torch.zeros(2, dtype=torch.float64)
         strings, digits = self.strings[split], self.digits[split]
         for x, y in zip(strings.split(EVALUATION_BATCH), digits.split(EVALUATION_BATCH), strict=True):
             logits, states = self.model(x)
             nll += float(F.cross_entropy(logits, y, reduction="sum"))
-            wrong += int((logits.argmax(1) != y).sum())
+            errors += wrong(logits, y)
             norms += states[[0, -1]].norm(dim=2).double().sum(1).cpu()
         first, last = (norms / len(digits)).tolist()
-        return {"nll": nll / len(digits), "error": 100 * wrong / len(digits), "norm_first": first, "norm_last": last}
+        return {"nll": nll / len(digits), "error": 100 * errors / len(digits), "norm_first": first, "norm_last": last}

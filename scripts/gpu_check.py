@@ -29,7 +29,10 @@ from ln.suite.errors import Mistake
 from ln.suite.runs.device import NVIDIA_DRIVER, unusable_gpu
 
 MINUTES = 10
-EXPERIMENTS = "mnist_b128 invariance seq_mnist draw handwriting order_embeddings skip_thoughts attentive_reader convnet"
+EXPERIMENTS = (
+    "mnist_b128 invariance seq_mnist draw handwriting order_embeddings skip_thoughts attentive_reader convnet "
+    "associative_retrieval"
+)
 CAPTURED = ("mnist_b128", "seq_mnist", "draw", "handwriting")
 # Random numbers of a GPU are not a CPU's, and dropout, noise and samples are drawn with them.
 BETWEEN_DEVICES, SAME_DEVICE = 0.1, 1e-3  # largest relative difference of the first training loss

@@ -226,6 +226,7 @@ def test_a_training_step_never_waits_for_the_device(norm: str) -> None:
     model, (images, noise) = small_model(norm, torch.float32), inputs(torch.float32)
     for cell in (model.encoder, model.decoder):
         cell.backend = "torch"
+    model(images, noise)  # batch norm makes room for the statistics of each step when it first meets it
     with NoHostSync():
         reconstruction, kl = model(images, noise)
         (reconstruction + kl).backward()

@@ -68,10 +68,10 @@ def test_a_trace_computes_and_does_not_repeat_its_example(cls: type, norm: str) 
 @pytest.mark.parametrize("cls", [LSTM, GRU, RNN])
 def test_a_trace_keeps_lengths_an_input(cls: type) -> None:
     model, x = _model(cls, "layer"), torch.randn(T, B, D)
-    full = {"x": x, "lengths": torch.full((B,), T)}
+    full = {"input": x, "lengths": torch.full((B,), T)}
     traced = torch.jit.trace(model, example_kwarg_inputs=full, check_trace=False)
     lengths = torch.tensor([1, T - 1])
-    _close(traced(x=x, lengths=lengths), model(x, lengths=lengths))
+    _close(traced(input=x, lengths=lengths), model(x, lengths=lengths))
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")

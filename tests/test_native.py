@@ -382,7 +382,7 @@ def test_processes_that_start_at_once_compile_once(tmp_path: Path) -> None:
     assert all(process.returncode == 0 for process in running)
     assert "".join(said).count("compiled") == 1
     assert stat.S_IMODE((tmp_path / "native").stat().st_mode) == 0o700
-    assert sorted(f.suffix for f in (tmp_path / "native").iterdir()) == ["", ".so"]
+    assert sorted(f.suffix for f in (tmp_path / "native").iterdir()) == ["", ".sha256", ".so"]
 
 
 def test_the_library_shares_torchs_threads() -> None:

@@ -173,6 +173,8 @@ def task_of(experiment: str) -> str:
 
 # One experiment of each task, and the variants in which the norm sits elsewhere.
 EXPERIMENTS = {task_of(name): name for name in reversed(names("experiment"))}.values()
+# Fast weights normalize over their own units or not at all.
+UNFIT = {"associative_retrieval": {"weight", "batch", "toy_batch", "toy_both"}}
 ELSEWHERE = ("attentive_reader_bn_everywhere", "attentive_reader_bn_sequence", "convnet_position")
 
 
@@ -186,13 +188,14 @@ def test_an_experiment_computes_it_or_refuses_it_by_name(recipe: Callable[..., R
             losses[norm] = first_loss(made)
         except (Mistake, ValueError) as refusal:
             refused[norm] = str(refusal)
-    assert refused.keys() <= TOYS.keys()
+    unfit = UNFIT.get(experiment, set())
+    assert unfit <= refused.keys() <= TOYS.keys() | unfit
     assert all(f"norm={norm}" in sentence for norm, sentence in refused.items())
     assert losses["toy_twin"] == losses["rms"]
-    registered = {losses[name] for name in names("norm")}
+    registered = {losses[name] for name in names("norm") if name not in unfit}
     for norm in ("toy_batch", "toy_both"):
         assert losses.get(norm) not in registered, norm
-    assert len({"toy_both", "toy_batch"} & losses.keys()) > 0
+    assert unfit or {"toy_both", "toy_batch"} & losses.keys()
 
 
 @pytest.mark.parametrize("norm", ["toy_twin", "toy_batch", "toy_fleeting"])
