@@ -42,7 +42,10 @@ class Retriever(nn.Module):
         self.recurrent: nn.Module
         if settings.unit == "fast":
             decay, rate, inner_steps = settings.decay, settings.rate, settings.inner_steps
-            self.recurrent = FastWeights(width, hidden, decay=decay, rate=rate, inner_steps=inner_steps, norm=norm)
+            try:
+                self.recurrent = FastWeights(width, hidden, decay=decay, rate=rate, inner_steps=inner_steps, norm=norm)
+            except ValueError as error:
+                raise Mistake(str(error)) from error
         elif settings.unit == "lstm":
             self.recurrent = LSTM(width, hidden, norm=norm)
         elif settings.unit == "irnn":

@@ -48,8 +48,13 @@ def run_command(results: Path, *overrides: str, **more: Any) -> subprocess.Compl
 @pytest.mark.parametrize("experiment", names("experiment"))
 @pytest.mark.parametrize("norm", names("norm"))
 def test_smoke(recipe: Make, experiment: str, norm: str) -> None:
-    """Every experiment with every norm: trains, evaluates, finishes."""
-    run = carry_out(recipe(f"experiment={experiment}", f"norm={norm}"))
+    """Every experiment with every norm: trains, evaluates, finishes; fast weights refuse what does not fit them."""
+    made = recipe(f"experiment={experiment}", f"norm={norm}")
+    if getattr(made.model, "unit", None) == "fast" and norm in ("batch", "weight"):
+        with pytest.raises(Mistake, match=f"norm={norm} does not fit fast weights"):
+            carry_out(made)
+        return
+    run = carry_out(made)
     info = json.loads((run.folder / "run.json").read_text())
     assert info["status"] == "complete"
     assert info["data"]["status"] == "embedded"
@@ -230,7 +235,7 @@ def test_two_processes_never_work_on_one_run(recipe: Make) -> None:
     [
         (
             ["experiment=mnist_b128", "norm=lyer"],
-            "norm=lyer is not a normalization; choose one of batch, layer, none, weight",
+            "norm=lyer is not a normalization; choose one of batch, layer, none, rms, weight",
         ),
         (["experiment=mnits"], "experiment=mnits is not an experiment; choose one of"),
         (["experiment=mnist_b128", "profile=big"], "profile=big is not a profile; choose one of full, laptop, smoke"),

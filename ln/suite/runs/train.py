@@ -18,6 +18,7 @@ from typing import Any
 
 import hydra
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from tqdm import tqdm
@@ -41,6 +42,8 @@ from ln.suite.until import Until
 FLUSH_STEPS = 100  # losses are looked at this often, so that a GPU is not made to wait at every step
 CHECKPOINT_SECONDS = 60.0
 CHECKPOINT_COST = 3.0  # seconds; one that takes longer, for its gigabytes, is made as much more rarely
+
+BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"  # runs of a sweep in this process
 
 
 class Interrupted(KeyboardInterrupt):
@@ -346,19 +349,6 @@ class Said(Exception):
     """A run of this command failed, and the reason has been said."""
 
 
-@hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
-def job(composed: DictConfig) -> str:
-    """One run of a sweep. Hydra lets a sweep's other runs go on and raises at its end."""
-    try:
-        if composed.device != "cpu":
-            take_gpu()
-        return str(carry_out(recipe_of(composed)).folder)
-    except Exception as error:
-        sentence = one_sentence(error)
-    print(f"error: {sentence}", file=sys.stderr, flush=True)
-    raise Said(sentence)  # not from the error, which would hold on to the run's memory
-
-
 def run(arguments: Sequence[str]) -> int:
     """Compose the arguments with Hydra and carry out what they ask for; the exit status.
 
@@ -367,6 +357,23 @@ def run(arguments: Sequence[str]) -> int:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hands exceptions to us instead of printing tracebacks
     check_choices(arguments)
+    failed = False
+
+    @hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")
+    def job(composed: DictConfig) -> str:
+        nonlocal failed
+        try:
+            if composed.device != "cpu":
+                take_gpu()
+            return str(carry_out(recipe_of(composed)).folder)
+        except Exception as error:
+            sentence = one_sentence(error)
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
+        if HydraConfig.get().launcher._target_ != BASIC_LAUNCHER:
+            raise Said(sentence)  # in another process: Hydra carries it home, with a line of its own
+        failed = True
+        return ""
+
     try:
         with command_line(for_hydra(arguments)):
             job()
@@ -379,7 +386,7 @@ def run(arguments: Sequence[str]) -> int:
             f"\n{str(interrupt) or 'interrupted; the same command goes on from the last checkpoint'}", file=sys.stderr
         )
         return 130
-    return 0
+    return int(failed)
 
 
 def main() -> None:
