@@ -248,10 +248,10 @@ class NormalizedRecurrence(nn.Module):
 
     def check_batch(self, first: int, steps: int, cases: int, beyond: str | None) -> None:
         """Batch norm in training has no statistics of a single case, and none to keep beyond max_steps; up to there it
-        makes room for them."""
+        makes room for them. Past the first step a single case may be what is left of a ragged batch."""
         if not self.uses_batch_statistics:
             return
-        if cases < 2:
+        if cases < 2 and first == 0:
             raise ValueError(f"batch norm in training needs at least 2 cases for its statistics, but B = {cases}")
         if not self.kernel_norm.traits.population:
             return

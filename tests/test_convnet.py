@@ -71,7 +71,7 @@ def test_noise_is_added_in_training_only() -> None:
 def test_every_layer_has_the_norm_and_none_has_two_biases() -> None:
     for norm in NORMS:
         for layer in network(norm).layers:
-            assert (layer.linear.bias is None) == (norm in ("batch", "layer"))
+            assert (layer.linear.bias is None) == (norm in ("batch", "layer", "rms"))
             assert isinstance(layer.norm, nn.Identity) == (norm in ("none", "weight"))
             assert hasattr(layer.linear, "parametrizations") == (norm == "weight")
     batch = [layer.norm for layer in network("batch").layers]

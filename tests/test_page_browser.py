@@ -114,10 +114,12 @@ def test_filters_count_and_live_in_the_address(built: Built, browser: Callable[.
     assert said["opened"]["experiment"] == "mnist"
     assert said["opened"]["shown"] == ["mnist"] * mnist
     assert said["opened"]["count"] == f"{mnist} of {rows} claims"
-    assert said["both"]["shown"] == []
+    assert {*said["both"]["shown"]} == {"mnist"}  # the published numbers, which smoke does not judge
+    assert len(said["both"]["shown"]) < mnist
     assert said["both"]["hash"] == "#experiment=mnist&verdict=not_run"
     assert len(said["all"]["shown"]) == rows
-    assert said["data"]["shown"] == ["mnist"] * mnist
+    assert {*said["data"]["shown"]} == {"mnist"}  # but for claims about norms that were not run, which have no data
+    assert len(said["both"]["shown"]) < len(said["data"]["shown"]) <= mnist
 
 
 def test_the_theme_turns_the_page_and_its_plots(built: Built, browser: Callable[..., Any]) -> None:
