@@ -14,13 +14,16 @@ Shapes: T time, B batch, D input, H hidden.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ln import checks
+from ln.inputs import checked_lengths
+from ln.kernels import gate
 from ln.norms import NormConfig
 
 _FORMS = ("auto", "attention", "matrix")
@@ -77,11 +80,10 @@ class FastWeights(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for name, size in (("input_size", input_size), ("hidden_size", hidden_size), ("inner_steps", inner_steps)):
-            if size < 1:
-                raise ValueError(f"{name}={size} must be at least 1")
-        if not 0 <= decay <= 1:
-            raise ValueError(f"decay={decay} must lie in [0, 1]")
+        checks.size("input_size", input_size)
+        checks.size("hidden_size", hidden_size)
+        checks.size("inner_steps", inner_steps)
+        checks.share("decay", decay)
         if not 0 <= rate < math.inf:
             raise ValueError(f"rate={rate} must be finite and not negative")
         if nonlinearity not in _NONLINEARITIES:
@@ -121,13 +123,13 @@ class FastWeights(nn.Module):
         )
 
     def forward(
-        self, input: Tensor, state: FastState | None = None, lengths: Tensor | None = None
+        self, input: Tensor, state: FastState | None = None, lengths: Tensor | Sequence[int] | None = None
     ) -> tuple[Tensor, FastState]:
         """input (T, B, D), state from an earlier call or None for zeros, lengths (B) integers of 0 ... T ->
         hidden states (T, B, H), zeros past a row's end, and the state after each row's last step."""
         x = input.transpose(0, 1) if self.batch_first else input
         T, B = self._checked(x)
-        valid = None if lengths is None else self._valid(lengths, T, B, x.device)
+        valid = self._valid(lengths, x)
         H = self.hidden_size
         if state is None:
             h, A = x.new_zeros(B, H), None
@@ -217,10 +219,10 @@ class FastWeights(nn.Module):
         return h, A
 
     @staticmethod
-    def _valid(lengths: Tensor, T: int, B: int, device: torch.device) -> Tensor:
-        """(T, B, 1): which steps count."""
-        if lengths.shape != (B,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
-            raise ValueError(f"lengths must be ({B},) integers, but are {tuple(lengths.shape)} of {lengths.dtype}")
-        if B and not (int(lengths.min()) >= 0 and int(lengths.max()) <= T):
-            raise ValueError(f"lengths must lie in 0 ... T = {T}")
-        return (torch.arange(T, device=device)[:, None] < lengths.to(device))[..., None]
+    def _valid(lengths: Tensor | Sequence[int] | None, x: Tensor) -> Tensor | None:
+        """(T, B, 1): which steps of x (T, B, D) count; None where all do."""
+        T, B, _ = x.shape
+        given = None if lengths is None else checked_lengths(lengths, T, B, gate.beyond_eager((x,)))
+        if given is None:
+            return None
+        return (torch.arange(T, device=x.device)[:, None] < given.to(x.device))[..., None]

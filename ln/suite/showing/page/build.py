@@ -144,8 +144,10 @@ def write_page(results: str | Path) -> Built:
     sections = [_section(group, folder, notes) for group in groups()]
     board = [line for section in sections for line in section.board]
     album = Album(folder)
-    picture = scoreboard.picture(board, folder / scoreboard.PICTURE)
-    at_a_glance = album.take(picture, scoreboard.PICTURE_SAYS, "", "Speeds")
+    at_a_glance = None  # of no runs there is nothing to see
+    if any(block.done for section in sections for block in section.blocks):
+        picture = scoreboard.picture(board, folder / scoreboard.PICTURE)
+        at_a_glance = album.take(picture, scoreboard.PICTURE_SAYS, "", "Speeds")
     _add_pictures(sections, folder, album)
     blocks = [block for section in sections for block in section.blocks]
     points = curves.points_each([block.found for block in blocks])
