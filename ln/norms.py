@@ -174,6 +174,9 @@ class NormConfig:
     inner_bias: normalize W_ih x + inner_bias_ih in place of W_ih x, so that statistics over the features keep a scalar
         input's grey level.
     max_steps, momentum: steps with batch statistics of their own, and the weight of a new batch in their average.
+
+    >>> NormConfig("layer", sites=("cell",), gain_init=0.1).sites
+    ('cell',)
     """
 
     name: str = "layer"

@@ -338,6 +338,10 @@ def recompute_statistics(model: nn.Module, batches: Iterable[Any], forward: Call
 
     `forward` runs the model on one element of batches; by default it is the model itself. Dropout is off meanwhile, and
     feed-forward BatchNorm layers keep the statistics they have. ValueError if batches is empty.
+
+    >>> from ln import LSTM
+    >>> layer = LSTM(8, 16, norm="batch")
+    >>> recompute_statistics(layer, [torch.randn(5, 32, 8) for _ in range(4)])
     """
     layers = [
         module

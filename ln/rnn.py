@@ -260,6 +260,11 @@ class LSTM(_Recurrent):
 
     ValueError: wrong shape, device or dtype, lengths outside 0 ... T, more than max_steps steps in training with batch
     norm. RuntimeError: the backend asked for cannot run here.
+
+    >>> layer = LSTM(8, 16, norm="layer")
+    >>> output, (h, c) = layer(torch.randn(5, 3, 8), lengths=[5, 2, 4])
+    >>> output.shape, h.shape, bool((output[2:, 1] == 0).all())
+    (torch.Size([5, 3, 16]), torch.Size([1, 3, 16]), True)
     """
 
     lowered = True
@@ -319,6 +324,10 @@ class GRU(_Recurrent):
 
     forward(input, hx=None, lengths=None) -> (output, h): input (T, B, D); hx and h (L, B, H); output (T, B, H) or
     (T, B, 2H).
+
+    >>> output, h = GRU(8, 16, bidirectional=True, norm="weight")(torch.randn(5, 3, 8))
+    >>> output.shape, h.shape
+    (torch.Size([5, 3, 32]), torch.Size([2, 3, 16]))
     """
 
     def __init__(
@@ -373,6 +382,10 @@ class RNN(_Recurrent):
 
     forward(input, hx=None, lengths=None) -> (output, h): input (T, B, D); hx and h (L, B, H); output (T, B, H) or
     (T, B, 2H).
+
+    >>> output, h = RNN(8, 16, nonlinearity="relu", norm="rms")(torch.randn(5, 3, 8))
+    >>> output.shape
+    torch.Size([5, 3, 16])
     """
 
     lowered = True

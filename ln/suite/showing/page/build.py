@@ -40,7 +40,7 @@ from ln.suite.showing import scoreboard
 from ln.suite.showing.findings import INTRODUCTION
 from ln.suite.showing.findings import page as findings_page
 from ln.suite.showing.page import curves
-from ln.suite.showing.page.found import Found, commit, find_runs, made_with, measured
+from ln.suite.showing.page.found import PageRun, commit, find_runs, made_with, measured
 from ln.suite.showing.page.pictures import Album, Picture, undamaged
 from ln.suite.showing.report import groups
 from ln.suite.showing.text import Ready, code, duration, href, markdown
@@ -55,7 +55,7 @@ class Block:
 
     group: str
     profile: str
-    found: list[Found]
+    found: list[PageRun]
     verdicts: list[dict[str, Any]]
     claim_metrics: list[str]
     figure: Picture | None = None
@@ -66,15 +66,15 @@ class Block:
         return f"{self.group}-{self.profile}"
 
     @property
-    def done(self) -> list[Found]:
+    def done(self) -> list[PageRun]:
         return [run for run in self.found if run.done]
 
     @property
-    def unfinished(self) -> list[Found]:
+    def unfinished(self) -> list[PageRun]:
         return [run for run in self.found if not run.done]
 
     @property
-    def diverged(self) -> list[Found]:
+    def diverged(self) -> list[PageRun]:
         return [run for run in self.found if run.diverged]
 
     @property

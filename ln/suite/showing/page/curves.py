@@ -13,7 +13,7 @@ import numpy as np
 from ln.norms import NORMS
 from ln.suite.judging.claims import ClaimsFile, Panel
 from ln.suite.showing.figures import X_LABELS
-from ln.suite.showing.page.found import AXES, Found
+from ln.suite.showing.page.found import AXES, PageRun
 from ln.suite.showing.panels import published_in
 
 # All measured curves of a page together, about 7 bytes each; with the published ones and plotly.js the page stays below
@@ -34,7 +34,7 @@ SYMBOLS = (
 )
 
 
-def norms(found: Sequence[Found]) -> list[str]:
+def norms(found: Sequence[PageRun]) -> list[str]:
     """The norms that have curves, in the figures' order."""
     present = {run.norm for run in found if run.done}
     return [norm for norm in NORMS if norm in present]
@@ -76,7 +76,7 @@ def contrast(one: np.ndarray, other: np.ndarray) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-def metrics(found: Sequence[Found]) -> list[str]:
+def metrics(found: Sequence[PageRun]) -> list[str]:
     """What was measured along the way."""
     seen: dict[str, None] = {}
     for run in found:
@@ -85,7 +85,7 @@ def metrics(found: Sequence[Found]) -> list[str]:
     return list(seen)
 
 
-def points_each(blocks: Sequence[Sequence[Found]]) -> int:
+def points_each(blocks: Sequence[Sequence[PageRun]]) -> int:
     """How many points each line may keep so that all lines together stay within VALUES."""
     columns = 0
     for found in blocks:
@@ -94,7 +94,7 @@ def points_each(blocks: Sequence[Sequence[Found]]) -> int:
     return int(np.clip(VALUES // max(columns, 1), FEWEST_POINTS, MOST_POINTS))
 
 
-def payload(document: ClaimsFile, found: Sequence[Found], points: int) -> dict[str, Any]:
+def payload(document: ClaimsFile, found: Sequence[PageRun], points: int) -> dict[str, Any]:
     """What the page's script draws for one experiment group at one profile: its plots and its lines."""
     done = [run for run in found if run.done]
     lines = []
@@ -107,7 +107,7 @@ def payload(document: ClaimsFile, found: Sequence[Found], points: int) -> dict[s
     return {"plots": _plots(document, done, points), "lines": lines}
 
 
-def _plots(document: ClaimsFile, done: Sequence[Found], points: int) -> list[dict[str, Any]]:
+def _plots(document: ClaimsFile, done: Sequence[PageRun], points: int) -> list[dict[str, Any]]:
     """The figure's panels first, then whatever else was measured."""
     experiments = document.runs.experiments
     plots: list[dict[str, Any]] = []
@@ -148,14 +148,14 @@ def _published(panel: Panel, points: int) -> list[dict[str, Any]]:
     return lines
 
 
-def _line(run: Found, points: int) -> dict[str, Any]:
+def _line(run: PageRun, points: int) -> dict[str, Any]:
     line = {"experiment": run.experiment, "norm": run.norm, "seed": run.seed}
     if run.diverged:
         line["diverged"] = run.info.get("diverged_at", run.last_step())
     return line | _columns(run.evaluations, points)
 
 
-def _mean(runs: Sequence[Found], points: int) -> dict[str, Any]:
+def _mean(runs: Sequence[PageRun], points: int) -> dict[str, Any]:
     """The mean over seeds wherever all seeds were evaluated, as in the figures: until the first that diverged stops."""
     evaluated = [run.evaluations for run in runs if run.evaluations]
     length = min(map(len, evaluated))
@@ -190,7 +190,7 @@ def _short(value: float | None) -> float | int | None:
     return int(short) if short.is_integer() else short
 
 
-def axes(found: Sequence[Found]) -> list[tuple[str, str]]:
+def axes(found: Sequence[PageRun]) -> list[tuple[str, str]]:
     """The horizontal axes that the runs have, with their names."""
     present = {axis for run in found for record in run.evaluations[:1] for axis in AXES if axis in record}
     return [(axis, X_LABELS[axis]) for axis in AXES if axis in present]

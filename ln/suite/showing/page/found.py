@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ln.norms import NORMS
-from ln.suite.runs.read import COUNTED, DIVERGED, Measured, Runs, read_metrics, run_folders, run_info, whole
+from ln.suite.runs.read import COUNTED, Measured, Runs, read_metrics, run_folders, run_info, whole
 
 UNREADABLE = "unreadable"
 FILES = ("config.yaml", "run.json", "metrics.jsonl")
@@ -15,15 +15,13 @@ SHOWN_METRICS = 3  # of a run, in the table of runs
 
 
 @dataclass(frozen=True)
-class Found:
-    """A run's folder; `folder` is relative to the results folder."""
+class PageRun(Measured):
+    """A run, done or not, with where it lies; `folder` is relative to the results folder."""
 
     experiment: str
     norm: str
     seed: int
     folder: str
-    info: dict[str, Any]
-    records: list[dict[str, Any]]
     files: list[str]  # of the run's three, those that are there
     torn: bool  # the last line of metrics.jsonl is cut short
 
@@ -34,10 +32,6 @@ class Found:
     @property
     def done(self) -> bool:
         return self.status in COUNTED
-
-    @property
-    def diverged(self) -> bool:
-        return self.status == DIVERGED
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:
@@ -58,7 +52,7 @@ class Found:
         return [(name, final[name]) for name in [*order, *(n for n in final if n not in order)][:SHOWN_METRICS]]
 
 
-def find_runs(results: Path, profile: str, experiment: str) -> list[Found]:
+def find_runs(results: Path, profile: str, experiment: str) -> list[PageRun]:
     """Every run of an experiment, by norm in the figures' order and by seed."""
     found = []
     for folder in run_folders(results / profile / experiment):
@@ -69,21 +63,22 @@ def find_runs(results: Path, profile: str, experiment: str) -> list[Found]:
             info = {**info, "status": UNREADABLE}
         name = folder.relative_to(results).as_posix()
         files = [file for file in FILES if (folder / file).exists()]
-        found.append(Found(experiment, folder.parent.name, int(folder.name), name, info, records, files, bool(said)))
+        norm, seed = folder.parent.name, int(folder.name)
+        found.append(PageRun(info, records, experiment, norm, seed, name, files, torn=bool(said)))
     order = {norm: place for place, norm in enumerate(NORMS)}
     return sorted(found, key=lambda run: (order[run.norm], run.seed))
 
 
-def measured(found: Sequence[Found]) -> Runs:
+def measured(found: Sequence[PageRun]) -> Runs:
     """What verdicts are judged from: the done runs by norm and seed."""
     runs: Runs = {}
     for run in found:
         if run.done:
-            runs.setdefault(run.norm, {})[run.seed] = Measured(run.info, run.records)
+            runs.setdefault(run.norm, {})[run.seed] = run
     return runs
 
 
-def made_with(found: Sequence[Found]) -> list[tuple[str, int]]:
+def made_with(found: Sequence[PageRun]) -> list[tuple[str, int]]:
     """What the done runs were made with, in words, and how many runs each."""
     counts: dict[str, int] = {}
     for run in found:

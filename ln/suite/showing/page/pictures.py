@@ -11,7 +11,7 @@ from PIL import Image
 
 from ln.norms import NORMS
 from ln.suite.runs.read import say_once
-from ln.suite.showing.page.found import Found
+from ln.suite.showing.page.found import PageRun
 
 ROOM_BYTES = 900_000  # of all embedded pictures, before base64 makes a third more of them
 COLOURS = 128
@@ -69,9 +69,9 @@ class Album:
             pictures.append(self.take(path, shown, shown, "Speed"))
         return pictures
 
-    def of_runs(self, found: Sequence[Found]) -> list[Picture]:
+    def of_runs(self, found: Sequence[PageRun]) -> list[Picture]:
         """What the first seed of each norm drew; the others' pictures lie in their folders."""
-        first: dict[tuple[str, str], tuple[Found, list[Path]]] = {}
+        first: dict[tuple[str, str], tuple[PageRun, list[Path]]] = {}
         for run in found:
             paths = [path for path in sorted((self.results / run.folder).glob("*")) if path.suffix in KINDS]
             if run.done and paths:
