@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import torch
 import yaml
 from hydra import compose, initialize_config_dir
 
+import ln.suite.sweeps.cells
 import ln.suite.sweeps.launch
 import scripts.sweep
 from ln.suite.config import CONFIGS, Recipe, names, recipe_of
@@ -141,6 +143,23 @@ def test_a_stopped_sweep_goes_on_and_what_is_done_stays(sweep: Callable[..., Any
     assert lines == []
     assert (done / "run.json").read_bytes() == before
     assert "going on from step 6" in (done.with_name("3") / "output.log").read_text()
+
+
+def test_a_swept_number_may_be_written_in_any_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """YAML takes 1e-3 for text; the run's folder is named after the number, and is looked for there."""
+    monkeypatch.setattr(sys, "argv", ["sweep"])
+    document = yaml.safe_load((CONFIGS / "sweep" / "learning_rate.yaml").read_text())
+    document["parameters"]["train.optimizer.lr"]["values"] = ["1e-3", "1.50e-5"]
+    shutil.copytree(CONFIGS / "sweep", tmp_path / "sweep")
+    (tmp_path / "sweep" / "learning_rate.yaml").write_text(yaml.safe_dump(document))
+    monkeypatch.setattr(ln.suite.sweeps.cells, "CONFIGS", tmp_path)
+    swept = plan("learning_rate", "smoke", str(tmp_path), "none", "0")
+    with notes_for(str(tmp_path)) as notes:
+        run_cells(swept, [*launcher_arguments("local", 1, SHORT), FRAGILE, *SHORT], notes)
+        lines, failed = closing_lines(swept.cells, notes.outcomes(swept.cells))
+    assert (lines, failed) == ([], False)
+    assert [cell.folder.parents[3].name for cell in swept.cells] == ["0.001", "1.5e-05"]
+    assert all((cell.folder / "run.json").exists() for cell in swept.cells)
 
 
 def test_a_cell_of_another_recipe_is_refused_not_overwritten(sweep: Callable[..., Any]) -> None:

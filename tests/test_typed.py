@@ -113,6 +113,7 @@ def test_runs_land_in_a_folder_of_any_name(tmp_path: Path, jobs: str) -> None:
     [
         ("seed=3", "use SEEDS="), ("norm=none", "use NORMS="), ("+norm=none", "use NORMS="), ("norm.name=none", "N"),
         ("++results=x", "use RESULTS="), ("profile=full", "use PROFILE="), ("experiment=draw", "make reproduce-mnist"),
+        ("task=experiments.mnist.Mnist", "another task is another experiment"), ("++task=a.B", "another task is"),
         ("~seed", "use SEEDS="), ("train.batch_size=32,64", "asks for several values"),
         ("train.batch_size=choice(32,64)", "asks for several values"), ("train.epochs", "write key=value"),
         ("train.optimizer.lr=0.1", "it is what make sweep-learning-rate varies"),

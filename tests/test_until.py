@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 
+import ln.suite.runs.train
 from ln.suite.config import Recipe, identity_hash
 from ln.suite.errors import Mistake
 from ln.suite.runs.folder import Run
-from ln.suite.runs.read import read_metrics
+from ln.suite.runs.read import load_runs, read_metrics
 from ln.suite.runs.train import carry_out
+from ln.suite.showing.page.found import find_runs
 from ln.suite.sweeps.wanted import cells, wanted
 from ln.suite.until import Until
 
@@ -88,3 +90,52 @@ def test_the_plan_counts_only_what_is_wanted(recipe: Make, tmp_path: Path) -> No
     mine, other = at(None)
     assert (mine.done, mine.status) == (False, "partial")
     assert math.isclose(mine.seconds, other.seconds / 2)
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, RuntimeError, SystemExit])
+def test_a_part_counts_while_its_run_goes_on_and_after_that_was_stopped(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: type[BaseException]
+) -> None:
+    part = carry_out(recipe(*FOUR, "until=2epochs"))
+    counted = load_runs(tmp_path / "results", "smoke", "mnist_b128")
+    whole = carry_out(recipe(*FOUR, f"results={tmp_path}/whole"))
+    original = Run.append
+
+    def append(run: Run, record: dict[str, Any]) -> None:
+        original(run, record)  # the third epoch's is measured
+        assert load_runs(tmp_path / "results", "smoke", "mnist_b128") == counted
+        raise end
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "append", append)
+        with pytest.raises(end):
+            carry_out(recipe(*FOUR))
+    status = {KeyboardInterrupt: "interrupted", RuntimeError: "failed", SystemExit: "running"}[end]  # the last: a kill
+    assert json.loads((part.folder / "run.json").read_text())["status"] == status
+    assert len(metrics(part)) == 3
+    assert load_runs(tmp_path / "results", "smoke", "mnist_b128") == counted
+    [shown] = find_runs(tmp_path / "results", "smoke", "mnist_b128")
+    assert (shown.status, len(shown.records)) == ("partial", 2)
+    [cell] = cells(tmp_path / "results", "smoke", wanted("mnist", "smoke", "layer", "0"), "2epochs")[:1]
+    assert (cell.status, cell.share, cell.done) == (status, 0.75, True)
+    again = carry_out(recipe(*FOUR, "until=1epochs"))  # that part is still done
+    assert again.info["status"] == "partial"
+    to_the_end = carry_out(recipe(*FOUR))
+    assert (to_the_end.info["status"], metrics(to_the_end)) == ("complete", metrics(whole))
+    assert "part" not in to_the_end.info
+
+
+@pytest.mark.parametrize("left", ["nothing whole", "what is older than the part"])
+def test_a_part_is_not_lost_to_a_damaged_checkpoint(recipe: Make, monkeypatch: pytest.MonkeyPatch, left: str) -> None:
+    monkeypatch.setattr(ln.suite.runs.train, "CHECKPOINT_SECONDS", 0.0)
+    part = carry_out(recipe(*FOUR, "until=2epochs"))
+    (part.folder / "checkpoint.pt").write_bytes(b"")
+    if left == "nothing whole":
+        (part.folder / "checkpoint.previous.pt").write_bytes(b"")
+    before = (part.folder / "metrics.jsonl").read_bytes()
+    for _ in range(2):
+        with pytest.raises(Mistake, match=r"holds the first 20 of 40 steps of a run, but no checkpoint to go on from"):
+            carry_out(recipe(*FOUR))
+        assert (part.folder / "metrics.jsonl").read_bytes() == before
+        [runs] = load_runs(part.recipe.results, "smoke", "mnist_b128").values()
+        assert runs[0].partial

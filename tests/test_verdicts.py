@@ -179,10 +179,13 @@ def test_a_claim_without_a_measurement_says_what_it_takes() -> None:
     assert (verdict.verdict, verdict.reason) == (NOT_RUN, "it would take a stopwatch")
 
 
+PART = {"step": 20, "epoch": 2.0, "last_step": 40}  # how far a run has come
+
+
 def test_runs_are_read_up_to_a_torn_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "laptop" / "mnist_b128" / "layer" / "3"
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps({**run(1.0).info, "status": "partial"}))
+    (folder / "run.json").write_text(json.dumps({**run(1.0).info, **PART, "status": "partial"}))
     (folder / "metrics.jsonl").write_text('{"step": 10, "valid_loss": 2.0}\n{"step": 20, "valid_l')
     runs = load_runs(tmp_path, "laptop", "mnist_b128")
     assert runs["layer"][3].curve("valid_loss") == ([10], [2.0])
@@ -193,7 +196,7 @@ def test_runs_are_read_up_to_a_torn_line(tmp_path: Path, capsys: pytest.CaptureF
 def test_which_runs_count(status: str, counts: bool, tmp_path: Path) -> None:
     folder = tmp_path / "laptop" / "mnist_b128" / "layer" / "0"
     folder.mkdir(parents=True)
-    (folder / "run.json").write_text(json.dumps({**run(1.0).info, "status": status}))
+    (folder / "run.json").write_text(json.dumps({**run(1.0).info, **PART, "status": status}))
     assert bool(load_runs(tmp_path, "laptop", "mnist_b128")) == counts
 
 

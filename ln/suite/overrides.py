@@ -18,6 +18,7 @@ GROUPS = {"experiment": "an experiment", "norm": "a normalization", "profile": "
 # Which runs there are and where they lie is asked for by variables; a second word on it would run others.
 VARIABLES = {
     "experiment": "name it in the command, as in make reproduce-mnist",
+    "task": "another task is another experiment, with a recipe of its own in configs/experiment/",
     "norm": "use NORMS=<comma list> (--norms)",
     "norm.name": "use NORMS=<comma list> (--norms)",
     "seed": "use SEEDS=<comma list> (--seeds)",

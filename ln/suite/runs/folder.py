@@ -27,7 +27,7 @@ from ln.suite.config import Recipe, differing, identity, identity_hash
 from ln.suite.errors import Mistake
 from ln.suite.files import cannot_write, replacing, write_text
 from ln.suite.runs.checkpoint import load_whole
-from ln.suite.runs.read import COMPLETE, DIVERGED, PARTIAL
+from ln.suite.runs.read import COMPLETE, COUNTED, DIVERGED, PARTIAL, WHOLE, part_of, run_info
 from ln.suite.until import Until
 
 RUNNING, INTERRUPTED, FAILED = "running", "interrupted", "failed"
@@ -137,12 +137,19 @@ class Run:
                 "choose another place with RESULTS=<folder> (results=<folder>), or delete it"
             )
         self.info = old
-        if old["status"] == PARTIAL and not self.done and not any((self.folder / c).exists() for c in CHECKPOINTS):
-            raise Mistake(
-                f"{self.folder} holds the first {old['step']} of {old['last_step']} steps of a run, but no checkpoint "
-                "to go on from; choose another place with RESULTS=<folder> (results=<folder>), or delete it"
-            )
+        if self.done:
+            self.info = part_of(old) or old
+        elif part_of(old) and not any((self.folder / c).exists() for c in CHECKPOINTS):
+            raise self.cannot_go_on()
         return self
+
+    def cannot_go_on(self) -> Mistake:
+        """Of a run whose first part counts: to start it again would lose what is measured."""
+        part = part_of(self.info) or self.info
+        return Mistake(
+            f"{self.folder} holds the first {part['step']} of {part['last_step']} steps of a run, but no checkpoint "
+            "to go on from; choose another place with RESULTS=<folder> (results=<folder>), or delete it"
+        )
 
     def _measured(self) -> bool:
         metrics = self.folder / "metrics.jsonl"
@@ -151,7 +158,7 @@ class Run:
     def _own_checkpoint(self) -> bool:
         for name in CHECKPOINTS:
             with suppress(Mistake):
-                if load_whole(self.folder / name)["hash"] == self.info["hash"]:
+                if load_whole(self.folder / name).get("hash") == self.info["hash"]:
                     return True
         return False
 
@@ -163,8 +170,8 @@ class Run:
     @property
     def done(self) -> bool:
         """Whether nothing is left to do: it came to its end, or to where the recipe's `until` stops it."""
-        part = self.info["status"] == PARTIAL
-        return self.ended or (part and Until.of(self.recipe.until).reached(self.info))
+        part = part_of(self.info)
+        return self.ended or (part is not None and Until.of(self.recipe.until).reached(part))
 
     # --- metrics.jsonl
 
@@ -187,7 +194,13 @@ class Run:
             raise cannot_write(path, error) from error
 
     def cut_metrics(self, size: int) -> None:
-        """Cut metrics.jsonl back to what a checkpoint knows, so that a curve never doubles."""
+        """Cut metrics.jsonl back to what a checkpoint knows, so that a curve never doubles.
+
+        Raises:
+            Mistake: there is no checkpoint (0), but a first part of the run that counts.
+        """
+        if size == 0 and part_of(self.info):
+            raise self.cannot_go_on()
         path = self.folder / "metrics.jsonl"
         if path.exists() and path.stat().st_size > size:
             os.truncate(path, size)
@@ -219,6 +232,7 @@ class Run:
 
     def checkpoints(self, device: torch.device) -> Iterator[tuple[Path, dict[str, Any]]]:
         """The whole checkpoints of this run, the newest first; of each other one it is said why not."""
+        part = part_of(self.info)
         metrics = self.folder / "metrics.jsonl"
         size = metrics.stat().st_size if metrics.exists() else 0
         for path in (self.folder / name for name in CHECKPOINTS):
@@ -231,7 +245,9 @@ class Run:
                     raise Mistake(f"{path} is of another recipe")
                 if state["metrics_bytes"] > size:
                     raise Mistake(f"{path} knows more than metrics.jsonl holds")
-            except (Mistake, KeyError) as error:
+                if part is not None and state["step"] < part["step"]:
+                    raise Mistake(f"{path} is from before the end of the run's first part, which counts")
+            except (Mistake, KeyError, TypeError) as error:
                 going_back(path, error)
                 continue
             yield path, state
@@ -239,12 +255,17 @@ class Run:
     # --- run.json
 
     def write(self, status: str, **fields: Any) -> None:
-        """Update run.json; written whole or not at all. What an earlier try failed of, or came to, is no longer so.
+        """Update run.json; written whole or not at all. What an earlier try failed of, or came to, is no longer so; but
+        the part that the run goes on from stays in it, and counts, until there is more.
 
         Raises:
             Mistake: it cannot be written.
         """
         kept = {key: value for key, value in self.info.items() if key not in PASSING}
+        if status in COUNTED:
+            kept.pop("part", None)
+        elif self.info["status"] == PARTIAL:
+            kept["part"] = {key: value for key, value in self.info.items() if key not in WHOLE}
         info = {**kept, **fields, "status": status}
         write_text(self.folder / "run.json", json.dumps(info, indent=2, sort_keys=True, allow_nan=False) + "\n")
         self.info = info
@@ -262,8 +283,8 @@ class Run:
 
     def stop(self, status: str, **fields: Any) -> None:
         """Note how a run that is not done came to a stop; one that is done is left as it is. Raises nothing."""
-        with suppress(OSError, ValueError, KeyError):  # Ctrl-C may have come between the file and `info`
-            self.info["status"] = json.loads((self.folder / "run.json").read_text())["status"]
+        # Ctrl-C may have come between the file and `info`.
+        self.info = run_info(self.folder, warn=lambda sentence: None) or self.info
         if self.done:
             return
         with suppress(OSError):

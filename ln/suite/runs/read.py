@@ -1,7 +1,8 @@
 """Runs as they are read back: the one place that turns a run's files into what verdicts, figures and pages look at.
 
 Nothing here writes. A run that counts is done (complete or diverged) or `partial`: the first part of its recipe, whose
-curve ends early and which has no numbers of the end.
+curve ends early and which has no numbers of the end. A run that goes on from there, or was stopped doing so, counts as
+that part until it comes to more.
 """
 
 import functools
@@ -20,6 +21,7 @@ from ln.suite.errors import Mistake
 COMPLETE, DIVERGED = "complete", "diverged"
 PARTIAL = "partial"  # carried out up to `until`; goes on from its checkpoint
 COUNTED = (COMPLETE, DIVERGED, PARTIAL)
+WHOLE = ("identity", "hash", "data")  # of run.json: what a run's first part has of the run
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,9 @@ def run_info(folder: Path, warn: Callable[[str], None] = say_once) -> dict[str, 
         info = json.loads(path.read_bytes())
         if not isinstance(info["status"], str):
             raise TypeError("its status is no word")
-        if info["status"] in COUNTED:
+        if (part := part_of(info)) is not None:
+            _ = part["step"] / part["last_step"], part["epoch"]
+        if info["status"] in COUNTED or part is not None:
             _ = info["identity"]["seed"], info["data"]["name"], info["data"]["status"]
     except FileNotFoundError:
         return None
@@ -111,14 +115,29 @@ def run_info(folder: Path, warn: Callable[[str], None] = say_once) -> dict[str, 
     return dict(info)
 
 
+def part_of(info: dict[str, Any]) -> dict[str, Any] | None:
+    """What run.json says of the run's first part where that is what counts of it; None of any other run."""
+    if info["status"] == PARTIAL:
+        return info
+    if info["status"] in COUNTED or "part" not in info:
+        return None
+    return {key: info[key] for key in WHOLE} | info["part"]
+
+
+def counting(info: dict[str, Any], records: list[dict[str, Any]]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Of a run that goes on from its first part that part, which counts; any other run as it is."""
+    part = part_of(info)
+    return (info, records) if part is None else (part, [r for r in records if r["step"] <= part["step"]])
+
+
 def load_runs(results: str | Path, profile: str, experiment: str) -> Runs:
     """The runs of an experiment that count, by norm and seed. What is damaged or no run's is named and passed over."""
     runs: Runs = {}
     for folder in run_folders(Path(results) / profile / experiment):
         info = run_info(folder)
-        if info is None or info["status"] not in COUNTED:
+        if info is None or (info["status"] not in COUNTED and part_of(info) is None):
             continue
-        records = read_metrics(folder / "metrics.jsonl")
+        info, records = counting(info, read_metrics(folder / "metrics.jsonl"))
         if not whole(info, records):
             say_once(f"{folder}/metrics.jsonl lacks the end of a complete run; this run is passed over")
             continue

@@ -9,7 +9,7 @@ from ln.suite.config import PROFILES, names
 from ln.suite.errors import Mistake
 from ln.suite.judging.claims import load_claims
 from ln.suite.runs.folder import DONE, run_folder
-from ln.suite.runs.read import COMPLETE, PARTIAL, load_runs, read_metrics, run_folders, run_info
+from ln.suite.runs.read import COMPLETE, load_runs, part_of, read_metrics, run_folders, run_info
 from ln.suite.until import Until
 
 
@@ -129,10 +129,10 @@ def _paces(folder: Path) -> dict[str, Pace]:
     paces: dict[str, Pace] = {}
     for run in run_folders(folder):
         info = run_info(run)
-        if info is None or info["status"] not in (COMPLETE, PARTIAL):
+        if info is None or (info["status"] != COMPLETE and part_of(info) is None):
             continue
         try:
-            pace = _pace(info)
+            pace = _pace(part_of(info) or info)
         except (KeyError, TypeError, ZeroDivisionError):  # it tells no pace, and is named where it is judged
             continue
         norm = run.parent.name
@@ -158,7 +158,7 @@ def _state(folder: Path, pace: Pace | None, until: Until) -> tuple[str, float, b
     status = info["status"]
     if status in DONE:
         return status, 1.0, True
-    if status == PARTIAL:
-        return status, info["step"] / info["last_step"], until.reached(info)
+    part = part_of(info)
+    done = part is not None and until.reached(part)
     records, steps = read_metrics(folder / "metrics.jsonl"), info.get("last_step", pace.last_step if pace else 0)
-    return status, min(1.0, records[-1]["step"] / steps) if records and steps else 0.0, False
+    return status, min(1.0, records[-1]["step"] / steps) if records and steps else 0.0, done

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ln.norms import NORMS
-from ln.suite.runs.read import COUNTED, Measured, Runs, read_metrics, run_folders, run_info, whole
+from ln.suite.runs.read import COUNTED, Measured, Runs, counting, read_metrics, run_folders, run_info, whole
 
 UNREADABLE = "unreadable"
 FILES = ("config.yaml", "run.json", "metrics.jsonl")
@@ -58,7 +58,7 @@ def find_runs(results: Path, profile: str, experiment: str) -> list[PageRun]:
     for folder in run_folders(results / profile / experiment):
         info = run_info(folder) or {"status": UNREADABLE}
         said: list[str] = []
-        records = read_metrics(folder / "metrics.jsonl", warn=said.append)
+        info, records = counting(info, read_metrics(folder / "metrics.jsonl", warn=said.append))
         if not whole(info, records):
             info = {**info, "status": UNREADABLE}
         name = folder.relative_to(results).as_posix()
