@@ -18,7 +18,7 @@ from ln.suite.data.precomp import CAPTIONS
 WEIGHT_RANGE = 0.1
 # Elements of an (S', V', H) block of differences: what stays in a CPU's cache, what is little on a GPU.
 BLOCK = {"cpu": 2**19, "cuda": 2**26}
-LARGE = 2**27  # elements from which threads are worth starting: an evaluation, not a training step
+LARGE = 2**27  # elements from which threads are worth starting
 
 
 def blocks(sentences: int, images: int, width: int, device: torch.device) -> tuple[int, int]:
@@ -52,18 +52,7 @@ class OrderViolation(torch.autograd.Function):
     def forward(ctx: Any, s: Tensor, v: Tensor) -> Tensor:
         ctx.save_for_backward(s, v)
         errors = s.new_empty(len(s), len(v))
-        threads = torch.get_num_threads()
-        if s.device.type != "cpu" or threads == 1 or errors.numel() * s.shape[1] < LARGE:
-            fill(errors, s, v)
-            return errors
-        # A thread to each part: sharing out every small block among the threads would have them wait for each other.
-        part = -(-len(s) // threads)
-        torch.set_num_threads(1)
-        try:
-            with ThreadPoolExecutor(threads) as pool:
-                list(pool.map(fill, errors.split(part), s.split(part), [v] * threads))
-        finally:
-            torch.set_num_threads(threads)
+        fill(errors, s, v)
         return errors
 
     @staticmethod
@@ -84,7 +73,27 @@ class OrderViolation(torch.autograd.Function):
 
 def errors(s: Tensor, v: Tensor, symmetric: bool) -> Tensor:
     """(S, V) errors of sentences (S, H) and images (V, H): order violations, or for `symmetric` minus the cosine."""
-    return -(s @ v.t()) if symmetric else OrderViolation.apply(s, v)
+    if symmetric:
+        return -(s @ v.t())
+    threads = torch.get_num_threads()
+    evaluation = not torch.is_grad_enabled() and len(s) * len(v) * s.shape[1] >= LARGE
+    return (
+        threaded(s, v, threads) if evaluation and s.device.type == "cpu" and threads > 1 else OrderViolation.apply(s, v)
+    )
+
+
+def threaded(s: Tensor, v: Tensor, threads: int) -> Tensor:
+    """The order violations (S, V) of a large evaluation, a part of the sentences to each thread: sharing out every small
+    block among the threads would have them wait for each other."""
+    errors = s.new_empty(len(s), len(v))
+    part = -(-len(s) // threads)
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(fill, errors.split(part), s.split(part), [v] * threads))
+    finally:
+        torch.set_num_threads(threads)
+    return errors
 
 
 def contrastive_loss(error: Tensor, margin: float) -> Tensor:
