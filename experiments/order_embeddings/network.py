@@ -83,8 +83,8 @@ def errors(s: Tensor, v: Tensor, symmetric: bool) -> Tensor:
 
 
 def threaded(s: Tensor, v: Tensor, threads: int) -> Tensor:
-    """The order violations (S, V) of a large evaluation, a part of the sentences to each thread: sharing out every small
-    block among the threads would have them wait for each other."""
+    """The order violations (S, V) of a large evaluation, a part of the sentences to each thread: sharing out every
+    small block among the threads would have them wait for each other."""
     errors = s.new_empty(len(s), len(v))
     part = -(-len(s) // threads)
     torch.set_num_threads(1)
