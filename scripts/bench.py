@@ -271,6 +271,8 @@ def draw(report: dict[str, Any], folder: Path, name: str) -> None:
     import matplotlib.pyplot as plt
     from matplotlib.ticker import MultipleLocator
 
+    from ln.suite.showing.ticks import plain_axis
+
     shapes = report["shapes"]
     names = [n for n in IMPLEMENTATIONS if any(ratio(s["results"], n, BASELINE) for s in shapes)]
     if names:
@@ -285,7 +287,9 @@ def draw(report: dict[str, Any], folder: Path, name: str) -> None:
             axis.barh(names, values, color=["#c25b12" if n.startswith("ln ") else "#8a97a6" for n in names])
             axis.axvline(1, color="black", linewidth=0.8, linestyle=":")
             for i, v in enumerate(values):
-                axis.text(v, i, f" {v:.2f}" if v else " skipped", va="center", fontsize=8)
+                white = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}  # the line at 1 runs behind a number
+                offset = 0.02 * max(values)
+                axis.text(v + offset, i, f"{v:.2f}" if v else "skipped", va="center", fontsize=8, bbox=white)
             axis.set_title(s["title"], fontsize=9)
             axis.set_xlim(0, 1.22 * max(values))
             axis.xaxis.set_major_locator(MultipleLocator(0.5))
@@ -302,7 +306,8 @@ def draw(report: dict[str, Any], folder: Path, name: str) -> None:
                 axis.plot(xs, [points[str(x)][peer]["ms"] for x in xs], marker="o", label=peer)
             axis.set(xscale="log", yscale="log", xlabel=variable, ylabel="forward + backward, ms")
             axis.set_xticks([int(x) for x in points], labels=list(points))
-            axis.minorticks_off()
+            axis.xaxis.minorticks_off()
+            plain_axis(axis.yaxis, *axis.get_ylim())
             axis.grid(alpha=0.3)
             axis.legend(fontsize=8)
         figure.suptitle(f"{report['machine']}, {report['threads']} thread(s), float32", fontsize=9)

@@ -38,10 +38,12 @@ from ln.suite.runs.device import ask_for, backends_of, device_of
 from ln.suite.runs.folder import cpu_name
 from ln.suite.runs.step import Step, optimizer_of
 from ln.suite.showing import figures
+from ln.suite.showing.panels import legend_columns
 from ln.suite.task import Task, stream_seed
 from scripts.bench_peers import Shape, ours, torch_nn
 
 WARMUP, STEPS, BENCH_ROUNDS = 2, 4, 3
+WIDTH = 7.5  # of the figure, in inches
 STEP, DATA, RECURRENT, OPTIMIZER, REST = "training step", "data", "recurrent layers", "optimizer", "rest"
 BACKWARD = "autograd::engine::evaluate_function: "
 # Scopes of torch's own within a step, which are no parts.
@@ -220,7 +222,7 @@ def report(recipe: Recipe, steps: int = STEPS) -> dict[str, Any]:
 
 def draw(found: dict[str, Any], path: Path) -> Path:
     """One bar whose parts are the shares of a step."""
-    figure, axes = figures.new_figure(1, width=7.5, height=1.9)
+    figure, axes = figures.new_figure(1, width=WIDTH, height=1.9)
     axis = axes[0, 0]
     colours = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442"]
     order = sorted(found["shares"], key=lambda name: (name == REST, -found["shares"][name]))
@@ -232,7 +234,8 @@ def draw(found: dict[str, Any], path: Path) -> Path:
         left += share
     axis.set(xlim=(0, max(left, 1)), yticks=[], xlabel="share of a training step (%)")
     axis.grid(visible=False)
-    figure.legend(loc="outside lower center", ncols=min(len(order), 4), fontsize=8)
+    labels = axis.get_legend_handles_labels()[1]
+    figure.legend(loc="outside lower center", ncols=legend_columns(labels, WIDTH), fontsize=8)
     where = (
         f"{found['device']}, {found['threads']} threads" if "cpu" not in found["device"].lower() else found["device"]
     )

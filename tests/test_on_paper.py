@@ -64,8 +64,8 @@ def test_recalls_by_the_baselines_best() -> None:
         ("skip_thoughts", "skip_thoughts_none_end_sick_r", "0.836"),  # at a million
         ("skip_thoughts", "skip_thoughts_layer_sick_r", "0.854"),
         ("skip_thoughts", "skip_thoughts_above_cr", "at 0.95 of the checkpoints"),
-        ("mnist", "mnist_better_b4", "better by 0.00635 at its end"),
-        ("draw", "draw_better", "better by 0.322 at its end"),
+        ("mnist", "mnist_better_b4", "better by 0.00635 at its last point"),
+        ("draw", "draw_better", "better by 0.322 at its last point"),
     ],
 )
 def test_levels_on_the_papers_curves(group: str, claim: str, text: str) -> None:

@@ -61,6 +61,9 @@ def test_a_curve_that_does_not_come_there_gets_axes_of_its_own():
     assert not comes_into(BOUND, far)  # 128 nats
     assert not comes_into(BOUND, runs_of(BOUND, {1.0: 90.0, 20.0: 90.0}))  # a fifth of the axis
     assert not comes_into(BOUND, {})
+    for runs in (near, far):
+        for record in runs["draw"]["layer"][0].records:
+            record["train_loss"] = record["test_bound"]
     figure = load_claims("draw").figure
     assert [(panel.metric, ours, said) for panel, ours, said in arranged(figure, near)[0]] == [
         ("test_bound", True, ""),
@@ -78,6 +81,9 @@ def test_a_curve_that_does_not_come_there_gets_axes_of_its_own():
 def test_without_a_run_the_paper_stands_alone():
     parts, columns = arranged(load_claims("order_embeddings").figure, {})
     assert ([said for *_, said in parts], columns) == (["published"] * 3, 3)
+    reader = load_claims("attentive_reader").figure
+    shown, _ = arranged(reader, {"attentive_reader_gain01": {"layer": {0: run("step", "valid_error", {1.0: 50.0})}}})
+    assert [panel.title for panel, *_ in shown] == ["Figure 2", "BN-e*", "gains of 0.1"]  # no empty axes
     (text,) = drawn(Panel("valid_nll", "skip_thoughts"), {}).texts
     assert text.get_text() == "no run yet"
 
@@ -153,6 +159,23 @@ def test_every_tick_is_written_as_a_person_writes_it():
     assert texts == ["0.0002", "0.0005"]
     assert (counted(20_000, 80_000), counted(0, 80_000), counted(800_000, 1e6)) == ("20k", "0", "0.8M")
     assert (counted(-800, 900), counted(0.005, 0.025)) == ("-800", "0.005")
+
+
+def test_a_published_second_curve_without_runs_is_named_in_the_legend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Any] = []
+    monkeypatch.setattr(panels, "save", lambda figure, path: kept.append(figure) or path)
+    claim_figure(load_claims("attentive_reader"), {}, tmp_path / "figure.png", "nothing")
+    (legend,) = kept[0].legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts == ["no norm", "batch norm", "batch norm, everywhere", "layer norm", "published"]
+    plt.close(kept[0])
+
+
+def test_a_long_axis_is_labelled_in_whole_numbers():
+    axes = drawn(BOUND, runs_of(BOUND, FAR))  # 12 epochs
+    assert [tick for tick in axes.get_xticks() if 1 <= tick <= 12] == [2, 4, 6, 8, 10, 12]
 
 
 def test_a_legends_rows_are_of_one_length():

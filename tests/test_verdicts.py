@@ -119,6 +119,7 @@ def test_a_model_no_better_than_a_simple_one_says_nothing() -> None:
     weak = judged(check("better"), three(LOW), three(HIGH), references=(floor,))
     assert weak.verdict == UNDECIDED
     assert "too weak: a guess reaches 0.9, the better of the two norms 1.01" in weak.reason
+    assert "how many more updates that takes cannot be told from these" in weak.reason
     # One that only the baseline cannot beat is an effect.
     between = replace(floor, value=1.5)
     assert judged(check("better"), three(LOW), three(HIGH), references=(between,)).verdict == SEEN
@@ -145,14 +146,38 @@ def test_what_is_open_says_how_many_seeds_would_decide_it() -> None:
     sides = [seeds(*[run(*[5.0, *[v] * 7], seed=i) for i, v in enumerate(values)]) for values in (ours, theirs)]
     verdict = judged(check("better"), *sides)
     assert verdict.verdict == UNDECIDED
-    assert "about 9 seeds would decide it" in verdict.reason
+    assert "about 9 seeds of as many updates would decide it" in verdict.reason
     few = judged(check("better"), seeds(run(1.0)), seeds(run(2.0)))
     assert few.verdict == UNDECIDED
     assert "1 seed gives no interval; run at least 3" in few.reason
     expected = check("better", expected=Expected(effect=0.3, spread=0.2))
     assert (
-        "; 6 have a power of 80% for the effect that is expected"
+        "; 6 seeds have a power of 80% for the effect that is expected"
         in judged(expected, {0: run(1.0)}, {0: run(2.0)}).reason
+    )
+
+
+def test_a_number_that_straddles_its_range_says_what_would_decide_it() -> None:
+    apart = [
+        seeds(*[run(5.0, v, seed=i) for i, v in enumerate(values)]) for values in ([1.0, 1.4, 1.2], [1.0, 1.1, 1.2])
+    ]
+    within = judged(check("value", at="last", within=(None, 1.3)), apart[0])
+    assert within.reason == (
+        "the interval straddles an end of [-inf, 1.3]; about 34 seeds of as many updates would decide it"
+    )
+    published = check("value", at="last", published=1.0, tolerance=0.25, scale_free=True)
+    assert judged(published, apart[0]).reason.endswith(
+        "; no number of seeds would decide it, since single runs scatter too much"
+    )
+    close = judged(replace(published, tolerance=0.35), apart[1])
+    assert close.reason.endswith(" seeds of as many updates would decide it")
+
+
+def test_what_is_undecided_for_its_length_says_its_seeds_too() -> None:
+    falling = [3.0, 2.6, 2.2, 1.9, 1.6, 1.3, 1.0, 0.8]
+    asked = check("better", expected=Expected(effect=0.3, spread=0.2, steps=500))
+    assert judged(asked, three(falling), three(HIGH)).reason.endswith(
+        "would show its end; 6 seeds of 500 updates have a power of 80% for the effect that is expected"
     )
 
 

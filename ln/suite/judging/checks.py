@@ -8,6 +8,7 @@ from enum import StrEnum
 from ln.suite.judging.claims import ABOVE, BETTER, CURVE, FASTER, VALUE, Check
 from ln.suite.judging.published import Curve, Key, published_curves
 from ln.suite.judging.stats import (
+    NORMAL_QUANTILE,
     Interval,
     effective_examples,
     first_reach,
@@ -40,7 +41,8 @@ class Finding:
     measured: str  # as text, with its interval
     reason: str  # one sentence
     interval: Interval | None = None
-    effect: float | None = None  # its distance from no effect and the spread over seeds, on the scale where they add
+    # How far it is from no effect, or from the nearer end of a range, and its spread over seeds, where they add.
+    effect: float | None = None
     spread: float | None = None
     limit: float = 0.0  # half-width that no number of seeds takes away
 
@@ -86,6 +88,11 @@ def deviation(values: Sequence[float]) -> float:
     return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
+def scatter(spread: float) -> float:
+    """Half-width of the interval of one further run that no number of seeds takes away."""
+    return NORMAL_QUANTILE * spread
+
+
 def value(check: Check, sides: Sequence[Seeds]) -> Finding:
     """A published number is where a further run of ours could lie, give or take `tolerance`; or the mean over seeds
     lies `within` [low, high].
@@ -100,10 +107,11 @@ def value(check: Check, sides: Sequence[Seeds]) -> Finding:
         return Finding(Outcome.FAILS, "diverged", f"{lost} of {len(values)} seeds diverged")
     if len(values) < 2:
         return too_few(len(values))
-    mean = mean_interval(values)
+    mean, spread, limit = mean_interval(values), deviation(values), 0.0
     if check.published is not None and check.tolerance is not None:
         low, high = check.published - check.tolerance, check.published + check.tolerance
         interval, what = prediction_interval(values), "the interval of one further run"
+        limit = scatter(spread)
         text = f"{mean}; one run {interval.low:.4g} to {interval.high:.4g}"
     else:
         low, high = (-math.inf if check.within[0] is None else check.within[0],
@@ -111,7 +119,8 @@ def value(check: Check, sides: Sequence[Seeds]) -> Finding:
         interval, what, text = mean, "the interval", str(mean)
     outcome = three_way(interval, beyond(low, up=False), beyond(high, up=True))
     where = {Outcome.HOLDS: "lies within", Outcome.OPEN: "straddles an end of"}.get(outcome, "lies outside")
-    return Finding(outcome, text, f"{what} {where} [{low:.4g}, {high:.4g}]", interval)
+    effect = min(abs(interval.estimate - end) for end in (low, high))
+    return Finding(outcome, text, f"{what} {where} [{low:.4g}, {high:.4g}]", interval, effect, spread, limit)
 
 
 def better(check: Check, sides: Sequence[Seeds]) -> Finding:
@@ -253,7 +262,8 @@ def _distance(check: Check, runs: Sequence[Measured], drawn: Curve) -> Finding:
         Outcome.FAILS: f"the curve is farther than {tolerance:.3g}{unit} from the published one{why}",
         Outcome.OPEN: f"the distance straddles {tolerance:.3g}{unit}{why}",
     }
-    return Finding(outcome, f"mean distance {interval}{unit}", reasons[outcome], interval)
+    effect, spread = abs(interval.estimate - tolerance), deviation(distances)
+    return Finding(outcome, f"mean distance {interval}{unit}", reasons[outcome], interval, effect, spread)
 
 
 def _on_axis(check: Check, values: Sequence[float]) -> list[float]:
@@ -294,7 +304,9 @@ def _reaches(check: Check, runs: Sequence[Measured], drawn: Curve) -> Finding:
     text = f"at {check.level:g} after {ratio} of the published {published:,.4g} {drawn.axis}s"
     note = f"; {never} of {len(runs)} runs never are" if never else ""
     where = {Outcome.HOLDS: "lies within", Outcome.OPEN: "straddles an end of"}.get(outcome, "lies outside")
-    return Finding(outcome, text, f"one further run's {where} a factor of {check.factor:g}{note}", ratio)
+    effect, spread = abs(math.log(check.factor) - abs(interval.estimate)), deviation(reached)
+    reason = f"one further run's {where} a factor of {check.factor:g}{note}"
+    return Finding(outcome, text, reason, ratio, effect, spread, scatter(spread))
 
 
 def above(check: Check, sides: Sequence[Seeds]) -> Finding:

@@ -20,7 +20,7 @@ def doubt(check: Check, document: ClaimsFile, sides: Sequence[Seeds], whole: boo
         return ""
     for reference in references_of(check, document):
         if reached := below(reference, document.metrics[reference.of[0]] == "lower", sides):
-            return f"too weak: {reached}"
+            return f"too weak: {reached}; how many more updates that takes cannot be told from these"
     if check.kind == BETTER and not whole:
         share, before = max(last_quarters(check, side, document) for side in sides)
         if share > STILL:
@@ -103,13 +103,22 @@ def _with_curve(run: Measured, check: Check, document: ClaimsFile) -> tuple[str,
 
 
 def remedy(check: Check, finding: Finding) -> str:
-    """How many seeds would decide what is open, were the effect what it was measured to be, or is expected to be."""
-    if finding.effect is None or finding.spread is None:
-        seeds = seeds_expected(check)
-        return f"{seeds} have a power of {POWER:.0%} for the effect that is expected" if seeds else ""
-    if finding.effect == 0:
+    """How many seeds would decide what is open, were the effect what it was measured to be; where none was, how many do
+    for the effect that is expected."""
+    if not finding.effect or finding.spread is None:
+        return expectation(check)
+    effect = abs(finding.effect)
+    if finding.limit >= effect:
+        why = "the test set is too small" if check.kind == BETTER else "single runs scatter too much"
+        return f"no number of seeds would decide it, since {why}"
+    seeds = seeds_for_power(effect - finding.limit, finding.spread)
+    return f"about {seeds} seeds of as many updates would decide it" if seeds else f"it takes over {MOST_SEEDS} seeds"
+
+
+def expectation(check: Check) -> str:
+    """The seeds, and the updates where they matter, that the effect which is expected takes; empty where none is."""
+    seeds = seeds_expected(check)
+    if check.expected is None or seeds is None:
         return ""
-    if finding.limit >= abs(finding.effect):
-        return "no number of seeds would decide it, since the test set is too small"
-    seeds = seeds_for_power(abs(finding.effect) - finding.limit, finding.spread)
-    return f"about {seeds} seeds would decide it" if seeds else f"more than {MOST_SEEDS} seeds would be needed"
+    after = f" of {check.expected.steps:,} updates" if check.expected.steps else ""
+    return f"{seeds} seeds{after} have a power of {POWER:.0%} for the effect that is expected"

@@ -75,7 +75,7 @@ def _better(check: Check, curves: Sequence[Curve]) -> OnPaper | None:
     if check.beyond:
         values = [values[0] - values[2], values[1] - values[3]]
     gain = values[1] - values[0] if check.lower else values[0] - values[1]
-    where = "at its best" if place == "best" else "at its end"
+    where = "at its best" if place == "best" else "at its last point"
     return OnPaper(f"{'better' if gain > 0 else 'worse'} by {abs(gain):.3g} {where}", gain <= 0, gain)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from scipy.special import ndtri, stdtrit
 
 CONFIDENCE = 0.95
+NORMAL_QUANTILE = float(ndtri(0.5 + CONFIDENCE / 2))
 SHARED = 0.5  # correlation over a test set's examples between two models' expected successes
 WITHIN = 0.5  # correlation between the queries about one item
 
@@ -89,7 +90,7 @@ def paired_half_width(first: float, second: float, examples: float) -> float:
     examples, which makes the variance half of that of two test sets.
     """
     variance = (1 - SHARED) * (first * (1 - first) + second * (1 - second)) / examples
-    return float(ndtri(0.5 + CONFIDENCE / 2)) * math.sqrt(variance)
+    return NORMAL_QUANTILE * math.sqrt(variance)
 
 
 def effective_examples(examples: float, queries: int) -> float:

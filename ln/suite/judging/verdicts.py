@@ -15,7 +15,7 @@ from ln.suite.files import write_text
 from ln.suite.judging import checks
 from ln.suite.judging.checks import Finding, Outcome
 from ln.suite.judging.claims import CURVE, VALUE, Check, Claim, ClaimsFile
-from ln.suite.judging.doubts import doubt, remedy
+from ln.suite.judging.doubts import doubt, expectation, remedy
 from ln.suite.judging.on_paper import on_paper
 from ln.suite.runs.read import Measured, Runs, Seeds, say_once
 
@@ -134,6 +134,8 @@ def _judge_check(check: Check, document: ClaimsFile, runs: dict[str, Runs], prof
     if finding.outcome == Outcome.LACKING:
         return NOT_RUN, finding
     why = doubt(check, document, sides, faithful and not partial)
+    if why:
+        why = "; ".join(filter(None, (why, expectation(check))))
     paper = on_paper(check, sides)
     if paper and paper.fails and finding.outcome in (Outcome.FAILS, Outcome.SHORT):
         why = (
@@ -144,6 +146,8 @@ def _judge_check(check: Check, document: ClaimsFile, runs: dict[str, Runs], prof
         finding = replace(finding, outcome=Outcome.OPEN, reason=why)
     elif finding.outcome == Outcome.OPEN:
         finding = replace(finding, reason="; ".join(filter(None, (finding.reason, remedy(check, finding)))))
+    elif finding.outcome == Outcome.SHORT and not faithful:
+        finding = replace(finding, reason=f"{finding.reason}: less than is claimed, though not its opposite")
     return word_for(finding.outcome, faithful or check.scale_free), finding
 
 

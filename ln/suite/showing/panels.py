@@ -6,7 +6,7 @@ axes cannot show both: then the published curves have panels of their own, as th
 
 import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +173,7 @@ def claim_figure(document: ClaimsFile, runs: dict[str, Runs], path: Path, note: 
         axis.set_title(f"{panel.title}: {said}" if said else panel.title)
     for axis in list(axes.flat)[len(drawn) :]:
         axis.remove()
-    _legend(figure, {curve.key.norm for panel in document.figure.panels for curve, _ in published_in(panel)})
+    _legend(figure, [panel for panel, *_ in drawn])
     title = f"{document.title} ({document.figure_of_paper}): {note}"
     figure.suptitle(textwrap.fill(title, int(figure.get_size_inches()[0] / TITLE_LETTER_INCHES)), fontsize=10)
     return save(figure, path)
@@ -183,30 +183,36 @@ def arranged(figure: Figure, runs: dict[str, Runs]) -> tuple[list[tuple[Panel, b
     """The panels in their order, each with whether it shows our runs and what its title adds; and in how many columns.
 
     A panel whose published curves have axes of their own is a pair, side by side; of one row of such panels, one
-    stands above the other.
+    stands above the other. A panel with nothing to show, neither runs nor published curves, is left out.
     """
-    columns = figure.columns or min(len(figure.panels), MOST_COLUMNS)
-    apart = [panel for panel in figure.panels if not comes_into(panel, runs)]
+    panels = [panel for panel in figure.panels if has_runs(panel, runs) or any(published_in(panel))] or figure.panels
+    columns = min(figure.columns or MOST_COLUMNS, len(panels))
+    apart = [panel for panel in panels if not comes_into(panel, runs)]
     if not apart:
-        return [(panel, True, "") for panel in figure.panels], columns
+        return [(panel, True, "") for panel in panels], columns
     published, measured = (
         [(p, ours, said) for p in apart] for ours, said in ((False, "published"), (True, "measured"))
     )
     measured = [part for part in measured if has_runs(part[0], runs)]
-    others = [(panel, True, "") for panel in figure.panels if panel not in apart]
-    if len(apart) == len(figure.panels) == columns > 2 or not measured:
+    others = [(panel, True, "") for panel in panels if panel not in apart]
+    if len(apart) == len(panels) == columns > 2 or not measured:
         return [*published, *measured, *others], columns
     pairs = [part for panel in apart for part in (*published, *measured) if part[0] is panel]
     return [*pairs, *others], min(len(pairs) + len(others), MOST_COLUMNS)
 
 
-def _legend(figure: Drawing, published: set[str]) -> None:
-    """One entry for each norm, dashed where only a published curve shows it, and one for all published curves."""
+def _legend(figure: Drawing, panels: Iterable[Panel]) -> None:
+    """One entry for each norm, and for each with a panel's second curves, dashed where only a published curve shows it;
+    and one for all published curves."""
     handles: dict[str, Any] = {
         label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
-    for norm in published & NORMS.keys():
-        handles.setdefault(NORMS[norm].label, Line2D([], [], color=NORMS[norm].colour, **PUBLISHED))
+    published = [(panel, curve.key.norm, second) for panel in panels for curve, second in published_in(panel)]
+    for panel, norm, second in published:
+        if norm in NORMS:
+            suffix = f", {panel.also.label}" if second and panel.also else ""
+            style = PUBLISHED_ALSO if second else PUBLISHED
+            handles.setdefault(NORMS[norm].label + suffix, Line2D([], [], color=NORMS[norm].colour, **style))
     norms = [traits.label for traits in NORMS.values()]
     handles = dict(sorted(handles.items(), key=lambda entry: entry[0].partition(",")[0] not in norms))  # norms first
     if published:

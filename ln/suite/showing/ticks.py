@@ -7,6 +7,7 @@ from matplotlib.axis import Axis
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 MOST_DECADES = 5  # labelled on one axis
+WHOLE = 5  # from this length on an axis is labelled in whole numbers: an epoch 7.5 is none
 SMALL = 1e-3  # below it a logarithmic axis is labelled in powers of ten
 
 
@@ -22,7 +23,8 @@ def plain_axis(axis: Axis, one: float, other: float) -> None:
     if axis.get_scale() == "log":
         _logarithmic(axis, low, high)
     else:
-        axis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+        whole = high - low >= WHOLE
+        axis.set_major_locator(MaxNLocator(nbins=7 if whole else 5, steps=[1, 2, 2.5, 5, 10], integer=whole))
         end = max(abs(low), high)
         axis.set_major_formatter(FuncFormatter(lambda value, _: counted(value, end)))
 
