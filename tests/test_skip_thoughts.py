@@ -13,6 +13,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.linear_model import LogisticRegression
 
 import ln.suite.runs.train
+from experiments.skip_thoughts import StepCost
 from experiments.skip_thoughts import task as skip_thoughts
 from experiments.skip_thoughts.evaluation import (
     Protocol,
@@ -29,6 +30,7 @@ from ln.suite.data.vocabulary import EOS, padded
 from ln.suite.errors import Mistake
 from ln.suite.runs.device import device_of
 from ln.suite.runs.read import read_metrics
+from ln.suite.runs.step import Step
 from ln.suite.runs.train import carry_out
 from scripts import nearest
 
@@ -306,3 +308,28 @@ def test_nearest_finds_a_sentence_itself_and_says_what_is_missing(
     refused("cannot be read as the weights", text)
     (folder / "best.pt").unlink()
     refused("is not there", text)
+
+
+# --- the cost of a step
+
+
+def test_both_networks_of_a_steps_cost_are_trained_and_timed_in_turns(
+    recipe: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = recipe("experiment=skip_thoughts_cost", "model.rounds=3")
+    timed: list[tuple[str, float, float]] = []
+
+    def seconds(self: StepCost, step: Step, batch: tuple[torch.Tensor, ...]) -> float:
+        before = step.task.model.encoder.weight_hh_l0.clone()
+        step(batch)
+        assert not torch.equal(before, step.task.model.encoder.weight_hh_l0)
+        timed.append((step.task.model.encoder.norm.name, float(batch[0].sum()), float(step.task.model.training)))
+        return {"layer": 3.0, "none": 2.0}[timed[-1][0]] + 100 * (len(timed) <= 2)  # the first pair warms up
+
+    monkeypatch.setattr(StepCost, "_seconds", seconds)
+    info = json.loads((carry_out(made).folder / "run.json").read_text())
+    assert info["final"]["test_step_ratio"] == 1.5
+    assert (info["final"]["test_step_seconds"], info["final"]["test_step_seconds_none"]) == (3.0, 2.0)
+    assert [name for name, *_ in timed] == ["layer", "none"] * 4
+    assert [words for _, words, _ in timed[::2]] == [words for _, words, _ in timed[1::2]]  # the same minibatches
+    assert all(training for *_, training in timed)
