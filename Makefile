@@ -27,7 +27,7 @@ override $(1) := $$(value $(1))
 export $(1)
 endif
 endef
-GIVEN := PROFILE NORMS SEEDS RESULTS DEVICE DATA TRACKING OVERRIDES JOBS UNTIL LAUNCHER DRY_RUN ONLY QUICK LN_DATA LN_CACHE
+GIVEN := PROFILE NORMS SEEDS RESULTS DEVICE DATA TRACKING OVERRIDES JOBS UNTIL LAUNCHER DRY_RUN ONLY QUICK THEIRS LN_DATA LN_CACHE
 $(foreach name,$(GIVEN),$(eval $(call as_typed,$(name))))
 # A first look: one seed of each norm.
 ifneq ($(filter-out 0,$(value QUICK)),)
@@ -64,12 +64,15 @@ data-%: $(READY) ## Fetch and prepare an experiment's data (DATA=substitute: wha
 	@$(PY) -m scripts.data "$$GROUP" $${DATA:+"--data=$$DATA"}
 
 ##@ Look
-.PHONY: report table findings dashboard dashboards wandb-sync
+.PHONY: report table compare findings dashboard dashboards wandb-sync
 report: $(READY) ## Write results/index.html, the page to look at, and results/REPORT.md
 	@$(PY) -m scripts.report $(results)
 
 table: $(READY) ## Write results as data: runs.csv, a row for each run, and claims.csv, one for each check
 	@$(PY) -m scripts.table $(results)
+
+compare: $(READY) ## Lay another results folder beside this one (THEIRS=mine): verdicts, differences, curves
+	@$(PY) -m scripts.compare $${THEIRS:+"$$THEIRS"} $(results)
 
 findings: $(READY) ## Where the paper disagrees with its own figures: results/FINDINGS.md (ONLY=<name> prints one)
 	@$(PY) -m scripts.findings $(results) $${ONLY:+"--only=$$ONLY"}

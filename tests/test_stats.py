@@ -11,11 +11,13 @@ from ln.suite.judging.claims import Expected, load_claims
 from ln.suite.judging.power import POWER, planned, power, seeds_expected, seeds_for_power
 from ln.suite.judging.stats import (
     Interval,
+    difference,
     effective_examples,
     first_reach,
     mean_interval,
     paired_half_width,
     prediction_interval,
+    quotient,
     ratio_interval,
     widened,
 )
@@ -40,6 +42,26 @@ def test_95_percent_intervals_cover_the_truth_93_to_97_percent_of_the_time(seeds
     assert 0.93 <= hits / SIMULATIONS <= 0.97
     assert 0.93 <= ratio_hits / SIMULATIONS <= 0.97
     assert 0.93 <= predicted / SIMULATIONS <= 0.97
+
+
+@pytest.mark.parametrize(("ours", "theirs", "spread"), [(3, 3, 1.0), (3, 3, 3.0), (5, 2, 1.0)])
+def test_the_difference_of_two_folders_of_runs_is_covered_at_least_95_percent_of_the_time(
+    ours: int, theirs: int, spread: float
+) -> None:
+    rng = np.random.default_rng(0)
+    hits = ratio_hits = 0
+    for _ in range(SIMULATIONS):
+        a, b = (mean_interval(rng.normal(2.0, s, n)) for s, n in ((0.1, ours), (0.1 * spread, theirs)))
+        apart = difference(a, b)
+        hits += apart.low <= 0.0 <= apart.high
+        a, b = (
+            ratio_interval(np.exp(rng.normal(mean, s, n)), np.ones(n))
+            for mean, s, n in ((0.5, 0.1, ours), (0.0, 0.1 * spread, theirs))
+        )
+        apart = quotient(a, b)
+        ratio_hits += apart.low <= math.exp(-0.5) <= apart.high
+    assert 0.95 <= hits / SIMULATIONS <= 0.995
+    assert 0.95 <= ratio_hits / SIMULATIONS <= 0.995
 
 
 @pytest.mark.parametrize("correlation", [0.5, 0.8])

@@ -1,6 +1,7 @@
 """Results as data: a row a run and a row a check, with numbers as numbers."""
 
 import csv
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from ln.suite.errors import Mistake
 from ln.suite.judging.claims import load_claims
 from ln.suite.showing.report import groups
 from ln.suite.showing.tables import CLAIMS, claims, runs, write_tables
+from tests.conftest import ROOT
 from tests.page_results import metrics_of, write_run
 
 
@@ -38,3 +40,17 @@ def test_a_row_for_each_run_and_each_check(tmp_path: Path) -> None:
 def test_a_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(Mistake, match="is not a folder with results"):
         write_tables(tmp_path / "absent")
+
+
+def test_the_docs_lines_load_them_in_a_notebook(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_run(tmp_path / "results", "mnist_b4", "layer", 0, metrics_of("mnist"))
+    monkeypatch.chdir(tmp_path)
+    lines = re.search(r"```python\n(.*?showing\.tables.*?)```", (ROOT / "docs/commands.md").read_text(), re.DOTALL)
+    assert lines is not None
+    names: dict[str, list[dict[str, object]]] = {}
+    exec(re.sub(r"^  ", "", lines[1], flags=re.MULTILINE), names)
+    assert 0 < float(capsys.readouterr().out) < 1
+    assert [row["seed"] for row in names["every_run"]] == [0]
+    assert {row["group"] for row in names["checks"]} == {*groups()}

@@ -145,10 +145,10 @@ def draw_panel(axes: Axes, panel: Panel, runs: dict[str, Runs], measured: bool =
 
 
 def _draw_measured(axes: Axes, panel: Panel, runs: dict[str, Runs]) -> None:
-    own, x = _of(panel, runs.get(panel.experiment, {})), panel.x
+    own, x = of_panel(panel, runs.get(panel.experiment, {})), panel.x
     draw_curves(axes, own, panel.metric, x)
     if panel.also is not None:
-        second = _of(panel, runs.get(panel.also.experiment or panel.experiment, {}))
+        second = of_panel(panel, runs.get(panel.also.experiment or panel.experiment, {}))
         draw_curves(axes, second, panel.also.metric or panel.metric, x, f", {panel.also.label}", **ALSO)
     if panel.band:
         draw_band(axes, own, panel.metric, panel.band, x)
@@ -160,7 +160,8 @@ def _draw_measured(axes: Axes, panel: Panel, runs: dict[str, Runs]) -> None:
         axes.text(0.5, 0.5, "no run yet", transform=axes.transAxes, ha="center", va="center", color="#777777")
 
 
-def _of(panel: Panel, runs: Runs) -> Runs:
+def of_panel(panel: Panel, runs: Runs) -> Runs:
+    """The runs of the norms that a panel draws."""
     return {norm: by_seed for norm, by_seed in runs.items() if not panel.norms or norm in panel.norms}
 
 

@@ -175,7 +175,7 @@ def write_page(results: str | Path) -> Built:
     data = {"palette": curves.palette(), "plots": drawn}
     write_text(
         page,
-        _environment(html=True)
+        environment(html=True)
         .get_template("page.html")
         .render(
             **shared,
@@ -188,7 +188,7 @@ def write_page(results: str | Path) -> Built:
         ),
     )
     table = Ready(scoreboard.table(board))
-    write_text(report, _environment(html=False).get_template("REPORT.md").render(**shared, table=table))
+    write_text(report, environment(html=False).get_template("REPORT.md").render(**shared, table=table))
     write_text(folder / "FINDINGS.md", findings_page(findings()))
     return Built(page, report, notes)
 
@@ -249,9 +249,9 @@ def _add_pictures(sections: Sequence[Section], results: Path, album: Album) -> N
         block.pictures += album.of_runs(block.found)
 
 
-def _environment(html: bool) -> Environment:
+def environment(html: bool) -> Environment:
     """Everything that a template writes is escaped: as HTML, or as text in Markdown."""
-    environment = Environment(
+    made = Environment(
         loader=FileSystemLoader(HERE),
         autoescape=html,
         finalize=None if html else markdown,
@@ -259,12 +259,12 @@ def _environment(html: bool) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"href": href, "code": code, "commit": commit, "duration": duration}
-    environment.filters |= {"number": "{:.4g}".format, "runs": lambda n: f"{n} run" + "s" * (n != 1)}
+    made.filters |= {"href": href, "code": code, "commit": commit, "duration": duration}
+    made.filters |= {"number": "{:.4g}".format, "runs": lambda n: f"{n} run" + "s" * (n != 1)}
     labels = {norm: traits.label for norm, traits in NORMS.items()}
-    environment.globals |= {"words": WORDS, "marks": MARKS, "labels": labels, "palette": curves.palette()}
-    environment.globals["symbols"] = {norm: entry["sign"] for norm, entry in curves.palette().items()}
-    return environment
+    made.globals |= {"words": WORDS, "marks": MARKS, "labels": labels, "palette": curves.palette()}
+    made.globals["symbols"] = {norm: entry["sign"] for norm, entry in curves.palette().items()}
+    return made
 
 
 def _packed(script: str) -> str:
