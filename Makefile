@@ -131,7 +131,7 @@ bench-train: $(READY) ## Time the training loop against a bare PyTorch loop
 profile-%: $(READY) ## Show where the time of a training step goes at the paper's sizes (DEVICE= OVERRIDES=)
 	@$(PY) -m scripts.profile_step "$$GROUP" $(overrides) $(results)
 
-torture: $(READY) ## Kill, stop, starve and damage runs in all ways we know (about ten minutes)
+torture: $(READY) ## Kill, stop, starve and damage runs in all ways we know (some ten minutes)
 	@$(PY) -m tests.torture
 
 clean: ## Remove the environment and caches; results stay

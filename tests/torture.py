@@ -1,7 +1,8 @@
 """`make torture`: runs killed, stopped, starved of disk and found damaged, in all the ways we know; a table at the end.
 
-Each try is a process forked from this one, which has torch loaded. It passes if the run ends as an undisturbed one
-would, or is refused in one sentence that names the file, and if nothing measured is lost. About ten minutes.
+Each try is a process forked from one that has all loaded, as many side by side as there are cores. It passes if the run
+ends as an undisturbed one would, or is refused in one sentence that names the file, and if nothing measured is lost.
+`python -m tests.torture --only damaged` is one part.
 """
 
 import os
@@ -9,6 +10,8 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"  # a forked process has no second thread
 
 import argparse
+import dataclasses
+import functools
 import itertools
 import json
 import random
@@ -19,9 +22,11 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from hydra import compose, initialize_config_dir
@@ -31,11 +36,12 @@ import ln.suite.runs.train as training
 from ln.suite.config import CONFIGS, Recipe, recipe_of
 from ln.suite.errors import Mistake
 from ln.suite.runs.folder import Run, run_folder
+from ln.suite.runs.read import load_runs
 from ln.suite.showing.page import build
 from ln.suite.showing.report import conclude
 from ln.suite.showing.scoreboard import readme_block
 from ln.suite.sweeps.cells import SweepCell
-from ln.suite.sweeps.launch import Notes
+from ln.suite.sweeps.launch import Notes, cores
 from ln.suite.sweeps.table import look
 from ln.suite.sweeps.wanted import cells, wanted
 from scripts import reproduce
@@ -44,6 +50,7 @@ from tests.test_train import timeless
 DONE, CRASHED, REFUSED, STOPPED, TRACEBACK = 0, 137, 3, 130, 1  # how a try's process ends
 BATCH_NORM = ["experiment=mnist_b4", "norm=batch", "train.epochs=3", "train.evaluate_every=0.25"]  # the most state
 SHORT = ["experiment=mnist_b128", "norm=layer"]
+OFTEN = 0.02  # seconds from one checkpoint of the long run to the next
 NAMES = [
     *("plain", "my results", "a,b", "a=b", "ü", "ergebnis/é", "名前", "(a)", "[a]", "{a}", "a'b", 'a"b', "a#b", "~a"),
     *("a;touch y", "a&b", "${seed}", "$HOME", "a:b", "a\\b", "%s", "*", "trailing ", "-n", "a\\", "+a"),
@@ -90,13 +97,15 @@ def ended(number: int) -> int:
     return 128 - code if code < 0 else code
 
 
-def carry_out(made: Recipe, log: Path, before: Callable[[], Any] = lambda: None) -> int:
-    def action() -> None:
-        training.CHECKPOINT_SECONDS = 0.0  # after every step
-        before()
-        training.carry_out(made)
+def carry_out(made: Recipe, log: Path, before: Callable[[], Any] = lambda: None, often: float = 0.0) -> int:
+    return ended(fork(functools.partial(carried_out, made, before, often), log))
 
-    return ended(fork(action, log))
+
+def carried_out(made: Recipe, before: Callable[[], Any] = lambda: None, often: float = 0.0) -> None:
+    """`often`: seconds from one checkpoint to the next; 0 is after every step."""
+    training.CHECKPOINT_SECONDS = often
+    before()
+    training.carry_out(made)
 
 
 def folder_of(made: Recipe) -> Path:
@@ -106,15 +115,22 @@ def folder_of(made: Recipe) -> Path:
 class Undisturbed:
     """What a recipe comes to when nothing happens to it."""
 
-    def __init__(self, place: Path, overrides: list[str]):
-        self.overrides, self.made = (
-            overrides,
-            recipe(place / "undisturbed" / overrides[0].partition("=")[2], *overrides),
-        )
-        started = time.perf_counter()
-        assert carry_out(self.made, place / "log") == DONE, (place / "log").read_text()
-        self.seconds = time.perf_counter() - started
+    def __init__(self, place: Path, overrides: list[str], often: float = 0.0):
+        self.overrides, self.made = overrides, recipe(place / overrides[0], *overrides)
+        # In this process, which then has imported and read what the tries need.
+        with (place / "log").open("a") as log, redirect_stdout(log), redirect_stderr(log), ExitStack() as stack:
+            met = {
+                name: stack.enter_context(
+                    mock.patch.object(owner, name, autospec=True, side_effect=getattr(owner, name))
+                )
+                for owner, name in POINTS
+            }
+            carried_out(self.made, often=often)
+        self.calls = {name: point.call_count for name, point in met.items()}
         self.records = timeless(folder_of(self.made))
+        started = time.perf_counter()
+        assert carry_out(recipe(place / "again" / overrides[0], *overrides), place / "log", often=often) == DONE
+        self.seconds = time.perf_counter() - started
 
     def differs(self, made: Recipe, log: Path) -> str | None:
         """Carry the recipe out to its end; what is not as it is here."""
@@ -135,26 +151,32 @@ def last_line(log: Path) -> str:
 
 
 def kills(undisturbed: Undisturbed, count: int, number: int) -> Iterator[Try]:
-    """SIGKILL or SIGINT at a random moment, several times in a run."""
-    chance = random.Random(0)
+    """SIGKILL or SIGINT at a random moment, several times in a run; every other run goes on from its first part."""
     for i in range(count):
 
-        def attempt(place: Path) -> str | None:
-            made, log = recipe(place, *undisturbed.overrides), place / "log"
+        def attempt(place: Path, i: int = i) -> str | None:
+            made, log, chance = recipe(place, *undisturbed.overrides), place / "log", random.Random(i)
+            part = dataclasses.replace(made, until="0.3")
+            if i % 2 and carry_out(part, log, often=OFTEN) != DONE:
+                return f"its part ends with {last_line(log)}"
+            counted = 3 if i % 2 else 0  # evaluations, which every reader is to find from here on
             for _ in range(3):
-
-                def action() -> None:
-                    training.CHECKPOINT_SECONDS = 0.02
-                    training.carry_out(made)
-
-                process = fork(action, log)
+                process = fork(functools.partial(carried_out, made, often=OFTEN), log)
                 time.sleep(chance.uniform(0, undisturbed.seconds))
                 os.kill(process, number)
                 if ended(process) == TRACEBACK:
                     return f"a traceback: {last_line(log)}"
+                if counted and len(counting(made)) < counted:
+                    return f"{counted - len(counting(made))} evaluations of its part count no longer"
             return undisturbed.differs(made, log)
 
         yield f"{signal.Signals(number).name} {i}", attempt
+
+
+def counting(made: Recipe) -> list[dict[str, Any]]:
+    """What verdicts are judged from."""
+    runs = load_runs(made.results, made.profile, made.experiment)
+    return [record for by_seed in runs.values() for run in by_seed.values() for record in run.records]
 
 
 POINTS: list[tuple[Any, str]] = [
@@ -184,25 +206,29 @@ def at_point(owner: Any, name: str, call: int, after: bool, event: Callable[[], 
 
 
 def crashes(undisturbed: Undisturbed, code: int) -> Iterator[Try]:
-    """A crash, or Ctrl-C, before and after the calls that write: the first ones, and those of the run's end."""
+    """A crash, or Ctrl-C, before and after the calls that write: the first ones, one in the middle, the last ones."""
     event = (lambda: os._exit(CRASHED)) if code == CRASHED else (lambda: os.kill(os.getpid(), signal.SIGINT))
-    for (owner, name), call, after in itertools.product(POINTS, (0, 1, 2, 4, 9, 14, 19), (False, True)):
+    for owner, name in POINTS:
+        calls = undisturbed.calls[name]
+        chosen = sorted({0, 1, calls // 3, calls // 2, calls - 2, calls - 1} & set(range(calls)))
+        for call, after in itertools.product(chosen, (False, True)):
 
-        def attempt(
-            place: Path, owner: Any = owner, name: str = name, call: int = call, after: bool = after
-        ) -> str | None:
-            made, log = recipe(place, *undisturbed.overrides), place / "log"
-            if carry_out(made, log, at_point(owner, name, call, after, event)) == TRACEBACK:
-                return f"a traceback: {last_line(log)}"
-            path = folder_of(made) / "run.json"
-            complete = path.exists() and json.loads(path.read_text())["status"] == "complete"
-            before = path.stat().st_mtime_ns if complete else None
-            wrong = undisturbed.differs(made, log)
-            if complete and "going on from" in log.read_text() and path.stat().st_mtime_ns != before:
-                return "a complete run was trained again"
-            return wrong
+            def attempt(
+                place: Path, owner: Any = owner, name: str = name, call: int = call, after: bool = after
+            ) -> str | None:
+                made, log = recipe(place, *undisturbed.overrides), place / "log"
+                struck = carry_out(made, log, at_point(owner, name, call, after, event))
+                if struck not in (code, DONE) or (code == CRASHED and struck == DONE):
+                    return f"ends with {struck}: {last_line(log)}"
+                path = folder_of(made) / "run.json"
+                complete = path.exists() and json.loads(path.read_text())["status"] == "complete"
+                before = path.stat().st_mtime_ns if complete else None
+                wrong = undisturbed.differs(made, log)
+                if complete and "going on from" in log.read_text() and path.stat().st_mtime_ns != before:
+                    return "a complete run was trained again"
+                return wrong
 
-        yield f"{name} {call} {'after' if after else 'before'}", attempt
+            yield f"{name} {call} of {calls} {'after' if after else 'before'}", attempt
 
 
 def flip(path: Path) -> None:
@@ -361,11 +387,11 @@ def can_mount(place: Path) -> bool:
 
 def odd_names(undisturbed: Undisturbed) -> Iterator[Try]:
     """Results folders whose names mean something to Hydra, YAML or a shell."""
-    for name, jobs in itertools.product(NAMES, (1,)):
+    for name in NAMES:
 
-        def attempt(place: Path, name: str = name, jobs: int = jobs) -> str | None:
+        def attempt(place: Path, name: str = name) -> str | None:
             results, log = place / name, place / "log"
-            fixed = ["--profile=smoke", "--norms=layer", "--seeds=0", f"--jobs={jobs}", f"--results={results}"]
+            fixed = ["--profile=smoke", "--norms=layer", "--seeds=0", "--jobs=1", f"--results={results}"]
             sys.argv = ["reproduce", "mnist", *fixed, "tracking=disabled", "threads=1", "data=embedded"]
             code = ended(fork(reproduce.main, log))
             runs = sorted(path.parent.relative_to(place) for path in place.rglob("run.json"))
@@ -387,13 +413,14 @@ def main() -> None:
     )
     options = parser.parse_args()
     torch.set_num_threads(1)
+    started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="torture-") as temporary:
         place = Path(temporary).resolve()
-        long, short = Undisturbed(place, BATCH_NORM), Undisturbed(place, SHORT)
+        long, short = Undisturbed(place, BATCH_NORM, OFTEN), Undisturbed(place, SHORT)
         stopped = place / "stopped"
         halfway = at_point(Run, "save_checkpoint", 12, True, lambda: os._exit(CRASHED))
         assert carry_out(recipe(stopped, *short.overrides), place / "log", halfway) == CRASHED
-        conclude("mnist", "smoke", short.made.results)
+        read(Path(short.made.results))
         kinds: dict[str, Iterator[Try]] = {
             "killed (SIGKILL)": kills(long, options.kills, signal.SIGKILL),
             "stopped (SIGINT)": kills(long, options.kills, signal.SIGINT),
@@ -410,26 +437,34 @@ def main() -> None:
         failures = [
             failure for kind, tries in kinds.items() if options.only in kind for failure in tortured(kind, tries, place)
         ]
-    print("\n".join(failures))
+    print("\n".join([*failures, f"{len(failures)} failures in {time.perf_counter() - started:.0f} s"]))
     sys.exit(bool(failures))
 
 
-def tortured(kind: str, tries: Iterator[Try], place: Path) -> list[str]:
-    """Carry out a kind's tries and print its row: tried | passed | seconds."""
-    started, tried, failures = time.perf_counter(), 0, []
-    for name, attempt in tries:
-        here = place / "try"
-        here.mkdir()
-        try:
-            wrong = attempt(here)
-        except Exception as error:
-            wrong = f"{type(error).__name__}: {error}"
-        shutil.rmtree(here)
-        tried += 1
-        if wrong:
-            failures.append(f"{kind}, {name}: {wrong}")
+def tortured(kind: str, tries: Iterable[Try], place: Path) -> list[str]:
+    """Carry out a kind's tries, side by side, and print its row: tried | passed | seconds."""
+    started, every, told = time.perf_counter(), list(tries), place / "told"
+    told.touch()
+
+    def share(number: int) -> None:
+        here = place / f"try{number}"
+        for name, attempt in every[number :: cores()]:
+            here.mkdir()
+            try:
+                wrong = attempt(here)
+            except Exception as error:
+                wrong = f"{type(error).__name__}: {error}"
+            shutil.rmtree(here)
+            with told.open("a") as file:
+                file.write(json.dumps([name, wrong]) + "\n")
+
+    for process in [fork(functools.partial(share, number), place / "log") for number in range(cores())]:
+        ended(process)
+    results = dict(json.loads(line) for line in told.read_text().splitlines())
+    told.unlink()
+    failures = [f"{kind}, {name}: {wrong}" for name, _ in every if (wrong := results.get(name, "it has told nothing"))]
     seconds = time.perf_counter() - started
-    print(f"{kind:18} {tried:5} tried | {tried - len(failures):5} passed | {seconds:5.0f} s", flush=True)
+    print(f"{kind:18} {len(every):5} tried | {len(every) - len(failures):5} passed | {seconds:5.0f} s", flush=True)
     return failures
 
 

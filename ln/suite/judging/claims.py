@@ -9,7 +9,7 @@ import itertools
 import types
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
@@ -235,8 +235,9 @@ class ClaimsFile:
         return [check for claim in self.claims for check in claim.checks]
 
 
+@cache
 def load_claims(group: str) -> ClaimsFile:
-    """configs/claims/<group>.yaml.
+    """configs/claims/<group>.yaml, read once: a page asks for each many times, and YAML is slow.
 
     Raises:
         Mistake: no such file, or it holds a key, kind, metric, direction, norm or experiment that is not known.
