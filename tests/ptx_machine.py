@@ -3,8 +3,8 @@
 What it executes is what a GPU's assembler would be given, so it shows what the interpreter cannot: contracted and
 approximate arithmetic, the layout of tiles over threads, shared memory and barriers. Every access to global memory must
 lie in a tensor of the launch and be aligned, and no two threads may touch a word, one of them writing, without a
-barrier between. Approximate instructions err within PTX's documented bounds, the same for the same operands. Straight
-code only: Triton makes no branches of these kernels.
+barrier between. Approximate instructions err within PTX's documented bounds, the same for the same operands. A branch
+has to be taken by all threads or by none, as those of a loop over a kernel's argument are.
 """
 
 from __future__ import annotations
@@ -32,26 +32,30 @@ OPERAND = re.compile(r"\{[^}]*\}|\[[^\]]*\]|[^,\s]+")
 
 
 @functools.cache
-def program(ptx: str) -> tuple[list[tuple[tuple[str, bool] | None, list[str], list[str]]], int, list[str]]:
-    """Of a kernel: instructions as (guard and whether it is negated, words of the operation, operands); threads to a
-    block; names of the parameters."""
+def program(
+    ptx: str,
+) -> tuple[list[tuple[tuple[str, bool] | None, list[str], list[str]]], dict[str, int], int, list[str]]:
+    """Of a kernel: instructions as (guard and whether it is negated, words of the operation, operands); the number of
+    the one that follows each label; threads to a block; names of the parameters."""
     head, _, body = ptx[ptx.index(".entry") :].partition("{")
     body = body[: body.index("ret;")]
-    instructions = []
+    instructions: list[tuple[tuple[str, bool] | None, list[str], list[str]]] = []
+    labels = {}
     for line in body.splitlines():
         for statement in line.split("//")[0].split(";"):
             statement = statement.strip()
-            if not statement or statement.startswith((".", "$", "{", "}")) or statement.endswith(":"):
+            if statement.endswith(":"):
+                labels[statement[:-1]] = len(instructions)
+                continue
+            if not statement or statement.startswith((".", "{", "}")):
                 continue
             guard = None
             if found := re.match(r"@(!?)(%p\d+)\s+(.*)", statement):
                 guard, statement = (found[2], found[1] == "!"), found[3]
             words, _, operands = re.sub(r"\s+", " ", statement).partition(" ")
-            if words.startswith("bra"):
-                raise NotImplementedError("a branch")
             instructions.append((guard, words.split("."), OPERAND.findall(operands)))
     threads = int(re.search(r"\.reqntid (\d+)", ptx)[1])  # type: ignore[index]
-    return instructions, threads, re.findall(r"\w+_param_\d+", head)
+    return instructions, labels, threads, re.findall(r"\w+_param_\d+", head)
 
 
 def parts(operand: str) -> list[str]:
@@ -65,7 +69,7 @@ class Machine:
     def __init__(
         self, ptx: str, grid: tuple[int, int, int], arguments: list[Any], shared: int, tensors: list[tuple[int, int]]
     ) -> None:
-        self.instructions, self.threads, names = program(ptx)
+        self.instructions, self.labels, self.threads, names = program(ptx)
         # Triton adds parameters for scratch memory that these kernels have no use for.
         self.parameters = dict(zip(names, [*arguments, *[0] * (len(names) - len(arguments))], strict=True))
         blocks = int(np.prod(grid))
@@ -83,13 +87,21 @@ class Machine:
         self.every = np.ones(self.N, bool)
 
     def run(self) -> None:
+        number = executed = 0
         with np.errstate(all="ignore"):
-            for number, (guard, words, operands) in enumerate(self.instructions):
-                self.memory.now = self.shared.now = number
+            while number < len(self.instructions):
+                guard, words, operands = self.instructions[number]
+                self.memory.now = self.shared.now = executed
+                number, executed = number + 1, executed + 1
                 mask = self.every
                 if guard is not None:
                     mask = self.get(guard[0], "pred") ^ guard[1]
-                self.execute(words, operands, mask)
+                if words[0] != "bra":
+                    self.execute(words, operands, mask)
+                elif mask.all():
+                    number = self.labels[operands[0]]
+                elif mask.any():
+                    raise NotImplementedError("a branch at which threads part")
         self.memory.check_races()
         self.shared.check_races()
 

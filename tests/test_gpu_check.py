@@ -36,8 +36,8 @@ def test_without_a_gpu_the_offline_part_decides(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], broken: bool
 ) -> None:
     def tests(self: Checks, *arguments: str, most: float = 0) -> str:
-        assert all(Path(argument).exists() for argument in arguments)
-        assert not (broken and "simulated" in arguments[0]), "FAILED test_something"
+        assert Path(arguments[-1]).exists()
+        assert not (broken and "simulated" in arguments[-1]), "FAILED test_something"
         return "6 passed"
 
     monkeypatch.setattr(Checks, "pytest", tests)

@@ -19,6 +19,7 @@ from torch import Tensor
 from ln import reference
 from ln.kernels.triton import backend
 from ln.norms import NormConfig
+from tests import test_handwriting_fused
 from tests.ptx_memory import Fault
 from tests.recurrent_cases import judge, results
 from tests.test_triton import case, population
@@ -116,6 +117,15 @@ def _judge(cell: str, name: str, shape: tuple[int, int, int, int], ragged: bool)
 @pytest.mark.parametrize(("cell", "name", "shape", "ragged"), CASES, ids=str)
 def test_machine_code_matches_the_reference(emulated: Any, cell: str, name: str, shape: Any, ragged: bool) -> None:
     emulated(_judge, cell, name, shape, ragged)
+
+
+@missing
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["none", "layer"])
+def test_machine_code_of_pen_steps_matches_the_loop(emulated: Any, norm: str) -> None:
+    """A window is made of exponentials, and a GPU's err four times as much as a rounding does."""
+    for sizes in [(2, 2, 5, 3, 7, 4), (2, 2, 70, 10, 19, 6)]:  # one warp to a row, and two
+        emulated(test_handwriting_fused.judge, norm, sizes, 8.0)
 
 
 def _single_rows() -> float:

@@ -12,35 +12,28 @@ from typing import Any
 import pytest
 
 from ln.kernels.triton import backend
+from tests.launches import launches_of, start
 
 pytestmark = pytest.mark.skipif("not installed" in str(backend.available()), reason="the package triton is missing")
-
-
-def _start() -> None:
-    import torch
-
-    from tests import simulated_cuda
-
-    torch.set_num_threads(1)
-    simulated_cuda.install()
 
 
 @pytest.fixture(scope="module")
 def simulated() -> Iterator[Callable[..., Any]]:
     """simulated(function, *arguments) -> what it returns or raises in a process with a simulated device."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_start) as pool:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=start) as pool:
         yield lambda function, *arguments: pool.submit(function, *arguments).result()
 
 
 def _run(results: str, *overrides: str, stop: int | None = None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """A run's run.json with counts of captures and replays, and its metrics without times; with `stop` as far as that
-    step."""
+    """A run's run.json with counts of captures and replays, of them "steps" how often each captured training step was
+    replayed, and its metrics without times; with `stop` as far as that step."""
     import json
     import signal
 
     from hydra import compose, initialize_config_dir
 
     import ln.suite.runs.train as training
+    from ln.kernels.graphs import captured as capture
     from ln.suite.config import CONFIGS, recipe_of
     from tests import simulated_cuda
 
@@ -56,10 +49,15 @@ def _run(results: str, *overrides: str, stop: int | None = None) -> tuple[dict[s
             signal.raise_signal(signal.SIGTERM)
         return due(loop)
 
+    steps: list[Any] = []
+
+    def captured(work: Callable[[], None]) -> Any:
+        steps.append(capture(work))
+        return steps[-1]
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training.Loop, "evaluation_due", stopping)
-        # Simulated tensors stand for plain ones of a GPU, which need no other way than the eager one.
-        patch.setattr("ln.kernels.gate.beyond_eager", lambda tensors: None)
+        patch.setattr("ln.suite.runs.step.captured", captured)
         try:
             info = dict(training.carry_out(recipe).info)
         except KeyboardInterrupt:
@@ -68,14 +66,14 @@ def _run(results: str, *overrides: str, stop: int | None = None) -> tuple[dict[s
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     for record in metrics:
         del record["seconds"]
-    return info | {"counts": dict(simulated_cuda.counts)}, metrics
+    return info | {"counts": dict(simulated_cuda.counts), "steps": [graph.replays for graph in steps]}, metrics
 
 
 SHORT = ["train.epochs=null", "train.steps=5", "train.evaluate_every=5"]
 CAPTURED = {
     "mnist_b128": SHORT,
     "invariance": SHORT,
-    "seq_mnist": [*SHORT, "model.side=4", "model.hidden=8", "train.batch_size=8", "model.evaluation_examples=16"],
+    "seq_mnist": [*SHORT, "model.side=2", "model.hidden=8", "train.batch_size=8", "model.evaluation_examples=16"],
     "draw": [
         *SHORT,
         "model.glimpses=2",
@@ -100,12 +98,25 @@ def test_a_captured_run_is_the_uncaptured_one(simulated: Any, tmp_path: Path, ex
     info, captured = simulated(_run, f"{tmp_path}/captured", *asked)
     plain_info, plain = simulated(_run, f"{tmp_path}/plain", *asked, "graph=off")
     assert info["status"] == "complete"
-    assert info["counts"]["captures"] == 1
-    assert info["counts"]["replays"] == 2
+    assert info["steps"] == [2]  # the layers' own loops may be captured beside it, in evaluation
     assert plain_info["counts"] == {}
     assert captured == plain
     if experiment not in ("mnist_b128", "invariance"):
         assert "triton" in info["backend"]
+
+
+# Launches of a training step outside of its loop over time, and by the step of time, at most: what a GPU's speed hangs
+# on at the paper's sizes.
+LAUNCHES = {"handwriting": (320, 12), "draw": (80, 158)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", LAUNCHES)
+def test_a_step_launches_few_kernels(simulated: Any, experiment: str) -> None:
+    found, names = simulated(launches_of, experiment)
+    fixed, per_step = LAUNCHES[experiment]
+    assert found.fixed <= fixed
+    assert found.per_step <= per_step, names
 
 
 OPTIMIZERS = ["{_target_: torch.optim.Adam, lr: 0.001, fused: true}", "{_target_: torch.optim.RMSprop, lr: 0.001}"]

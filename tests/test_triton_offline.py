@@ -28,39 +28,88 @@ def elsewhere() -> Iterator[Callable[..., Any]]:
         yield lambda function, *arguments: pool.submit(function, *arguments).result()
 
 
-def _compile(architecture: int, cell: str, B: int, H: int) -> list[str]:
-    """What is wrong with any of the layer's kernels."""
+def _compile(architecture: int, cell: str, B: int, H: int, every: bool) -> list[str]:
+    """What is wrong with any of the layer's kernels: those of the flags that make the largest, or of all."""
     from ln.kernels.triton import kernels, tiles
     from tests import triton_offline
 
     driver = triton_offline.install()
     driver.device = triton_offline.ARCHITECTURES.index(architecture)
-    # Of two architectures the flags that make the largest kernels, of the third all.
     norms = [value.value for value in (tiles.NO_NORM, tiles.LAYER, tiles.RMS, tiles.BATCH, tiles.GIVEN)]
-    every = (
-        itertools.product(norms, (False, True))
-        if architecture == 90
-        else [(tiles.LAYER.value, False), (tiles.BATCH.value, True)]
-    )
-    for norm, ragged in every:
+    largest = [(tiles.LAYER.value if cell == "lstm" else tiles.BATCH.value, cell == "gru")]
+    asked = list(itertools.product(norms, (False, True))) if every else largest
+    for norm, ragged in asked:
         triton_offline.launch_everything(cell, B, H, norm, ragged)
     faults = []
     for name in (f"{cell}_forward", f"{cell}_backward"):
-        found = list(triton_offline.compiled(getattr(kernels, name), driver))
-        assert len(found) >= (8 if architecture == 90 else 2), f"only {len(found)} of {name} were compiled"
-        for kernel in found:
-            registers, stack = triton_offline.resources(kernel)
-            if stack > 64:
-                faults.append(f"{name} spills {stack} bytes a thread")
-            if registers * kernel.metadata.num_warps * 32 > 65536:
-                faults.append(f"{name} needs {registers} registers in each of {kernel.metadata.num_warps} warps")
+        faults += _faults(name, getattr(kernels, name), driver, at_least=len(asked))
     addresses = len(list(triton_offline.compiled(tiles.write_table, driver)))
     if addresses > 32:
         faults.append(f"write_table was compiled {addresses} times: the addresses' alignment is specialized on")
     return faults
 
 
-@pytest.mark.parametrize("architecture", [80, 90, 100])
-@pytest.mark.parametrize(("cell", "B", "H"), [("lstm", 100, 100), ("gru", 64, 2400)], ids=str)
-def test_every_launch_compiles(elsewhere: Any, architecture: int, cell: str, B: int, H: int) -> None:
-    assert elsewhere(_compile, architecture, cell, B, H) == []
+def _faults(name: str, kernel: Any, driver: Any, at_least: int) -> list[str]:
+    from tests import triton_offline
+
+    found = list(triton_offline.compiled(kernel, driver))
+    assert len(found) >= at_least, f"only {len(found)} of {name} were compiled"
+    faults = []
+    for each in found:
+        registers, stack = triton_offline.resources(each)
+        if stack > 64:
+            faults.append(f"{name} spills {stack} bytes a thread")
+        if registers * each.metadata.num_warps * 32 > 65536:
+            faults.append(f"{name} needs {registers} registers in each of {each.metadata.num_warps} warps")
+    return faults
+
+
+def quickly(*cases: tuple[Any, ...], of: list[Any]) -> list[Any]:
+    """All of the cases, of which only these are not slow: a kernel takes a compiler a second."""
+    assert set(cases) <= set(of)
+    return [pytest.param(*case, marks=[] if case in cases else pytest.mark.slow) for case in of]
+
+
+LAYERS = [
+    (*layer, architecture, every)
+    for layer, architecture, every in itertools.product(
+        [("lstm", 100, 100), ("gru", 64, 2400)], (80, 90, 100), (False, True)
+    )
+]
+LARGEST = [("lstm", 100, 100, 90, False), ("lstm", 100, 100, 80, False), ("gru", 64, 2400, 100, False)]
+
+
+@pytest.mark.parametrize(("cell", "B", "H", "architecture", "every"), quickly(*LARGEST, of=LAYERS))
+def test_every_launch_compiles(elsewhere: Any, architecture: int, cell: str, B: int, H: int, every: bool) -> None:
+    assert elsewhere(_compile, architecture, cell, B, H, every) == []
+
+
+def _compile_pen_steps(architecture: int, norm: str, hidden: int) -> list[str]:
+    """What is wrong with the kernels of handwriting's pen steps, with and without what a backward pass needs."""
+    import torch
+
+    from experiments.handwriting import pen_kernels
+    from experiments.handwriting.fused import pen_steps
+    from experiments.handwriting.network import Network
+    from ln import NormConfig
+    from tests import triton_offline
+
+    driver = triton_offline.install()
+    driver.device = triton_offline.ARCHITECTURES.index(architecture)
+    network, texts = Network(57, hidden, 10, 20, NormConfig(norm)), torch.zeros(8, 70, dtype=torch.int64)
+    arguments = (network.first, network.window, torch.zeros(1, 8, 3), texts, network.one_hot(texts))
+    with torch.no_grad():
+        pen_steps(*arguments)
+    states, weights = pen_steps(*arguments)
+    (states.sum() + weights.sum()).backward()
+    forward = _faults("pen_forward", pen_kernels.pen_forward, driver, 2)
+    return forward + _faults("pen_backward", pen_kernels.pen_backward, driver, 1)
+
+
+# Norm, units, architecture; 512 units are the most that they take.
+PEN_STEPS = [*itertools.product(("layer",), (400, 512), (80, 90, 100)), ("none", 400, 90), ("layer", 100, 90)]
+
+
+@pytest.mark.parametrize(("norm", "hidden", "architecture"), quickly(("layer", 400, 90), of=PEN_STEPS))
+def test_pen_steps_compile(elsewhere: Any, norm: str, hidden: int, architecture: int) -> None:
+    assert elsewhere(_compile_pen_steps, architecture, norm, hidden) == []

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ln import LSTM, LSTMCell, NormConfig
+from ln import LSTM, LSTMCell, NormConfig, kernels
+from ln.kernels import gate
 from ln.suite.errors import Mistake
 
 # Float32 is safe within these: a deviation near 0 or a correlation near 1 makes the density grow without bound.
@@ -151,18 +152,47 @@ class Network(nn.Module):
         points (T, B, 3) normalized; texts (B, U) classes; steps (B,), of which only batch norm takes notice: padding
         comes after a line's end and cannot reach back.
         """
-        T, B, _ = points.shape
         characters = self.one_hot(texts)
-        positions = torch.arange(texts.shape[1], device=points.device, dtype=points.dtype)
-        state, kappa, shown = self.initial(B)
         per_row = self.first.uses_batch_statistics
-        lengths = steps.tolist() if per_row else []
+        if self._fused(points, texts):
+            from experiments.handwriting.fused import pen_steps
+
+            h1, looked = pen_steps(self.first, self.window, points, texts, characters)
+            shown = torch.bmm(looked.transpose(0, 1), characters).transpose(0, 1)
+            weights = list(looked)
+        else:
+            h1, shown, weights = self.one_by_one(points, characters, steps.tolist() if per_row else [])
+        inputs = torch.cat([points, shown], -1)
+        ends = steps if per_row else None
+        h2, _ = self.second(torch.cat([inputs, h1], -1), lengths=ends)
+        h3, _ = self.third(torch.cat([inputs, h2], -1), lengths=ends)
+        return self.output(torch.cat([h1, h2, h3], -1)), weights
+
+    def _fused(self, points: Tensor, texts: Tensor) -> bool:
+        """Whether one kernel of Triton does a pen step, which spares a GPU nine launches of ten."""
+        beyond = gate.beyond_eager((points, texts, *self.parameters()))
+        if kernels.name_of(self.first.resolved(points, beyond)) != "triton" or points.dtype is not torch.float32:
+            return False
+        from experiments.handwriting.fused import fits
+
+        return fits(self.first, self.window, texts.shape[1])
+
+    def one_by_one(self, points: Tensor, characters: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """What the first LSTM and its window make of all steps: the states (T, B, H), what the window shows (T, B, A),
+        and its weights (B, U) at each step.
+
+        points (T, B, 3), characters (B, U, A); lengths: those of the rows, where each takes part in a step's statistics
+        as long as it lasts.
+        """
+        B, U, _ = characters.shape
+        positions = torch.arange(U, device=points.device, dtype=points.dtype)
+        state, kappa, shown = self.initial(B)
         hs, windows, weights = [], [], []
         with self.first.prepared():
-            for t in range(T):
+            for t in range(len(points)):
                 x = torch.cat([points[t], shown], 1)
                 rows = [b for b, length in enumerate(lengths) if length > t]
-                if per_row and len(rows) < B:
+                if lengths and len(rows) < B:
                     state = self._advance_rows(x, state, t, rows)
                 else:
                     state = self.first(x, state, t)
@@ -170,12 +200,7 @@ class Network(nn.Module):
                 hs.append(state[0])
                 windows.append(shown)
                 weights.append(weight)
-        h1 = torch.stack(hs)
-        inputs = torch.cat([points, torch.stack(windows)], -1)
-        ends = steps if per_row else None
-        h2, _ = self.second(torch.cat([inputs, h1], -1), lengths=ends)
-        h3, _ = self.third(torch.cat([inputs, h2], -1), lengths=ends)
-        return self.output(torch.cat([h1, h2, h3], -1)), weights
+        return torch.stack(hs), torch.stack(windows), weights
 
     def _advance_rows(self, x: Tensor, state: tuple[Tensor, Tensor], t: int, rows: list[int]) -> tuple[Tensor, Tensor]:
         """A step of the first LSTM for some rows; the others keep their state."""
