@@ -207,7 +207,7 @@ class Layer:
                 if call.norm == BATCH.value:
                     of_x: list[Tensor | None] = [s.squeeze(1) for s in terms.x_statistics]
                     statistics.append([*(of_x or [None, None]), *terms[3:7]])
-            h = loop.state.clone()
+            h = loop.kept(loop.state)
         if call.norm == BATCH.value:
             fields = zip(*statistics, strict=True)
             call.used = Stats(*(None if rows[0] is None else torch.cat(rows) for rows in fields))
@@ -265,7 +265,7 @@ class Layer:
                 self.recurrent_parameters(add, needed, terms, d_a, d_zh, d_y, h0, output, cells, start, end)
                 del d_zh, d_y, written, stretches  # as large as what the norm of the input term is about to take
                 self.input_parameters(add, needed, terms, d_a, x, None if d_x is None else d_x[start:end], start, end)
-            grads["h0"], grads["c0"] = loop.state.clone(), loop.d_c.clone()
+            grads["h0"], grads["c0"] = loop.kept(loop.state), loop.kept(loop.d_c)
         return grads
 
     def recurrent_parameters(
@@ -278,7 +278,9 @@ class Layer:
             # The state before the first step lies elsewhere than the others; two products spare a copy of all of them.
             d_z = d_a if d_zh is None else d_zh
             total = d_z[0].t() @ (h0 if start == 0 else output[start - 1])
-            add("weight_hh", total.addmm_(d_z[1:].flatten(0, 1).t(), output[start : end - 1].flatten(0, 1)))
+            if end - start > 1:
+                total.addmm_(d_z[1:].flatten(0, 1).t(), output[start : end - 1].flatten(0, 1))
+            add("weight_hh", total)
         d_h = d_a
         if not self.lstm and needed & {"bias_hh", "gain_hh"}:
             d_h = torch.cat([d_a[..., : 2 * H], d_a[..., 2 * H :] * terms.gates[..., :H]], -1)  # r multiplies n's term

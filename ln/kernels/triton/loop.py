@@ -102,6 +102,10 @@ class Loop:
             write_table[(1,)](self.table, stretches[index], enable_fp_fusion=False)
             self._stretch(min(STRETCH, steps - index * STRETCH))
 
+    def kept(self, buffer: Tensor) -> Tensor:
+        """What a buffer holds, for good: a copy where later calls use the loop again."""
+        return buffer if self.graphs is None else buffer.clone()
+
     def rebuild(self, steps: int, zh: Tensor, pointers: Pointers) -> None:
         """Gates and statistics of many steps at once, from zh (t, B, G) and the states around each step."""
         write_table[(1,)](self.table, pointers, enable_fp_fusion=False)
