@@ -7,7 +7,8 @@ gradients, and the rest. A backward pass belongs to the part whose forward pass 
 the same recurrent layers alone, as `make bench` measures it. Writes <results>/bench/profile_<experiment>.json, .png and
 .svg.
 
-On a GPU the parts are the time of the kernels they launch, and data is what the host takes to make the batch.
+On a GPU the parts are the time of the kernels they launch, and data is what the host takes to make the batch. A step
+that training captures has no parts to tell apart; its time and its longest kernels stand beside them.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from ln.suite.files import write_text
 from ln.suite.overrides import check_choices, for_hydra, not_composed, quoted, words
 from ln.suite.runs.device import ask_for, backends_of, device_of
 from ln.suite.runs.folder import cpu_name
-from ln.suite.runs.step import Step, optimizer_of
+from ln.suite.runs.step import GRAPH_WARMUP_STEPS, Step, optimizer_of
 from ln.suite.showing import figures
 from ln.suite.showing.panels import legend_columns
 from ln.suite.task import Task, stream_seed
@@ -44,6 +45,7 @@ from scripts.bench_peers import Shape, ours, torch_nn
 
 WARMUP, STEPS, BENCH_ROUNDS = 2, 4, 3
 WIDTH = 7.5  # of the figure, in inches
+LONGEST = 12  # kernels that are named
 STEP, DATA, RECURRENT, OPTIMIZER, REST = "training step", "data", "recurrent layers", "optimizer", "rest"
 BACKWARD = "autograd::engine::evaluate_function: "
 # Scopes of torch's own within a step, which are no parts.
@@ -104,6 +106,38 @@ def measure(task: Task, recipe: Recipe, first: int, steps: int) -> tuple[Any, li
             one(number)
             seconds.append(time.perf_counter() - begun)
     return found, seconds
+
+
+def captured(task: Task, recipe: Recipe, steps: int) -> dict[str, Any] | None:
+    """Steps as training takes them on CUDA, replayed from a graph: milliseconds, kernels, and the longest of these by
+    name with their launches and share of all kernels' time. None where the step is not captured."""
+    step = Step(task, optimizer_of(recipe.train, task.model, task.device), recipe.train, recipe.graph)
+    for number in range(GRAPH_WARMUP_STEPS + 1):
+        step(task.batch(number))
+    if step.graph is None:
+        return None
+    batch, seconds = task.batch(GRAPH_WARMUP_STEPS + 1), []
+    torch.cuda.synchronize()
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
+        for _ in range(steps):
+            begun = time.perf_counter()
+            step(batch)
+            torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - begun)
+    return {"milliseconds_per_step": 1e3 * median(seconds), **kernels_of(list(found.events()), steps)}
+
+
+def kernels_of(events: list[FunctionEvent], steps: int) -> dict[str, Any]:
+    """Kernels a step, and the longest by name."""
+    time_of: dict[str, float] = defaultdict(float)
+    launches: dict[str, int] = defaultdict(int)
+    for event in events:
+        if event.device_type == DeviceType.CUDA:
+            time_of[event.name] += event.device_time_total
+            launches[event.name] += 1
+    order, whole = sorted(time_of, key=lambda name: -time_of[name]), sum(time_of.values())
+    longest = [{"name": n, "a_step": launches[n] / steps, "share": time_of[n] / whole} for n in order[:LONGEST]]
+    return {"kernels_per_step": sum(launches.values()) / steps, "longest_kernels": longest}
 
 
 def parts_of(events: list[FunctionEvent], cuda: bool) -> dict[str, float]:
@@ -217,6 +251,7 @@ def report(recipe: Recipe, steps: int = STEPS) -> dict[str, Any]:
         "shares": dict(sorted(shares.items(), key=lambda item: -item[1])),
         "recurrent_shapes": sorted({" x ".join(map(str, shape)) for shapes in calls.values() for shape in shapes}),
         "recurrent_against_bench": parts.get(RECURRENT, 0.0) / by_itself if by_itself else None,
+        "captured": captured(task, recipe, steps) if device.type == "cuda" else None,
     }
 
 
@@ -274,7 +309,13 @@ def main(arguments: list[str] | None = None) -> None:
     beside = (
         "" if ratio is None else f"; recurrent layers {ratio:.2f} of their time in the bench (at most 1.15 is wanted)"
     )
-    print(f"{found['milliseconds_per_step']:.0f} ms a step{beside}\n{path}\n{picture}")
+    print(f"{found['milliseconds_per_step']:.0f} ms a step{beside}")
+    if graph := found["captured"]:
+        milliseconds, kernels = graph["milliseconds_per_step"], graph["kernels_per_step"]
+        print(f"captured: {milliseconds:.1f} ms a step, {kernels:.0f} kernels; the longest:")
+        for kernel in graph["longest_kernels"]:
+            print(f"{100 * kernel['share']:18.1f} % {kernel['a_step']:6.0f} {kernel['name'][:90]}")
+    print(f"{path}\n{picture}")
 
 
 if __name__ == "__main__":

@@ -3,10 +3,13 @@
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import DeviceType
 from torch.profiler import profile, record_function
 
 from ln import GRU
@@ -147,3 +150,22 @@ def test_what_cannot_be_profiled_is_one_sentence(
     assert stopped.value.code == 1
     assert sentence in error
     assert "Traceback" not in error
+
+
+def test_kernels_are_counted_by_the_step_and_shared_out_by_time() -> None:
+    names = ["gemm"] * 8 + ["norm"] * 4 + [f"short {i}" for i in range(2 * profile_step.LONGEST)]
+    events: list[Any] = [
+        SimpleNamespace(
+            name=name, device_type=DeviceType.CUDA, device_time_total={"gemm": 6.0, "norm": 10.0}.get(name, 0.5)
+        )
+        for name in names
+    ]
+    events.append(SimpleNamespace(name="cudaGraphLaunch", device_type=DeviceType.CPU, device_time_total=99.0))
+    found = profile_step.kernels_of(events, steps=4)
+    assert found["kernels_per_step"] == 9
+    assert len(found["longest_kernels"]) == profile_step.LONGEST
+    assert found["longest_kernels"][:2] == [
+        {"name": "gemm", "a_step": 2, "share": 0.48},
+        {"name": "norm", "a_step": 1, "share": 0.40},
+    ]
+    assert profile_step.kernels_of([], steps=4) == {"kernels_per_step": 0, "longest_kernels": []}

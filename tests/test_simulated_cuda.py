@@ -209,6 +209,37 @@ def test_a_captured_step_follows_the_learning_rate(simulated: Any) -> None:
     assert captured == simulated(_with_changing_rates, "off", falling)[0]
 
 
+def _profiled(graph: str) -> tuple[Any, int]:
+    """What a profile says of captured steps, and how many were replayed."""
+    import warnings
+    from types import SimpleNamespace
+
+    import torch
+
+    from ln.suite.config import Train
+    from scripts.profile_step import captured
+    from tests import simulated_cuda
+
+    simulated_cuda.counts.clear()
+    model = torch.nn.Linear(2, 1)
+    model.to("cuda")
+    task: Any = SimpleNamespace(model=model, device=torch.device("cuda"), static_shapes=True)
+    task.batch = lambda number: (torch.ones(3, 2, device="cuda"),)
+    task.loss = lambda batch: {"loss": model(batch[0]).square().mean()}
+    recipe: Any = SimpleNamespace(train=Train(optimizer={"_target_": "torch.optim.SGD", "lr": 0.1}), graph=graph)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is no CUDA to profile
+        return captured(task, recipe, 5), simulated_cuda.counts["replays"]
+
+
+def test_captured_steps_are_profiled_as_training_takes_them(simulated: Any) -> None:
+    found, replays = simulated(_profiled, "auto")
+    assert found["milliseconds_per_step"] > 0
+    assert found["longest_kernels"] == []  # of which a simulated device has none
+    assert replays == 6  # that which captured, and five
+    assert simulated(_profiled, "off") == (None, 0)
+
+
 def _what_a_device_does() -> None:
     import torch
 
