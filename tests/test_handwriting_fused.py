@@ -1,4 +1,5 @@
-"""The fused pen step of handwriting against the loop of torch's operations, through Triton's interpreter."""
+"""The fused pen step of handwriting against the loop of torch's operations: through Triton's interpreter, and on a
+device where there is one."""
 
 from __future__ import annotations
 
@@ -20,6 +21,8 @@ pytestmark = pytest.mark.skipif("not installed" in str(backend.available()), rea
 NORMS = ("none", "weight", "layer", "rms")
 # T, B, H, K, U, A: odd everywhere; more units, characters and Gaussians than a power of two; one of each.
 SIZES = [(3, 3, 5, 3, 7, 4), (2, 2, 33, 10, 19, 6), (1, 1, 1, 1, 1, 1)]
+# A window is made of exponentials, and a GPU's err four times as much as a rounding does.
+MACHINE = 2.0 * 4
 
 
 @pytest.fixture(scope="module")
@@ -43,14 +46,17 @@ def case(norm: str, sizes: tuple[int, ...], draw: int) -> tuple[Network, Tensor,
     return network, torch.randn(T, B, 3, dtype=torch.float64), texts
 
 
-def results(network: Network, points: Tensor, texts: Tensor, dtype: torch.dtype, fused: bool) -> list[Tensor]:
+def results(
+    network: Network, points: Tensor, texts: Tensor, dtype: torch.dtype, fused: bool, device: str = "cpu"
+) -> list[Tensor]:
     """States, what the window shows, its weights, and the gradients of all parameters, in float64."""
-    from experiments.handwriting.fused import pen_steps
-
-    network = network.to(dtype)
+    network = network.to(device, dtype)
     network.first.backend = "reference"
-    points, characters = points.to(dtype), network.one_hot(texts)
+    points, texts = points.to(device, dtype), texts.to(device)
+    characters = network.one_hot(texts)
     if fused:
+        from experiments.handwriting.fused import pen_steps
+
         states, weights = pen_steps(network.first, network.window, points, texts, characters)
         shown = torch.bmm(weights.transpose(0, 1), characters).transpose(0, 1)
     else:
@@ -58,19 +64,19 @@ def results(network: Network, points: Tensor, texts: Tensor, dtype: torch.dtype,
         weights = torch.stack(parts)
     out = [states, shown, weights]
     parameters = [*network.first.parameters(), *network.window.parameters()]
-    loss = sum((v * torch.linspace(-1, 1, v.numel(), dtype=dtype).view_as(v)).sum() for v in out)
+    loss = sum((v * torch.linspace(-1, 1, v.numel(), dtype=dtype, device=device).view_as(v)).sum() for v in out)
     grads = torch.autograd.grad(loss, parameters)  # type: ignore[arg-type]
-    return [value.detach().double() for value in (*out, *grads)]
+    return [value.detach().double().cpu() for value in (*out, *grads)]
 
 
-def judge(norm: str, sizes: tuple[int, ...], times: float = 2.0) -> None:
+def judge(norm: str, sizes: tuple[int, ...], times: float = 2.0, device: str = "cpu") -> None:
     """At most so many times as far from float64 as torch's float32; one draw in three may exceed, where gradients
     cancel."""
     excesses = []
     for draw in range(3):
         network, points, texts = case(norm, sizes, draw)
         exact, yardstick, found = (
-            results(network, points, texts, dtype, fused)
+            results(network, points, texts, dtype, fused, device if fused else "cpu")
             for dtype, fused in ((torch.float64, False), (torch.float32, False), (torch.float32, True))
         )
         names = ("states", "shown", "weights", *(n for n, _ in network.first.named_parameters()), "window", "window")
@@ -90,6 +96,13 @@ def judge(norm: str, sizes: tuple[int, ...], times: float = 2.0) -> None:
 @pytest.mark.parametrize("norm", NORMS)
 def test_fused_steps_match_the_loop(interpreted: Any, norm: str, sizes: tuple[int, ...]) -> None:
     interpreted(judge, norm, sizes)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sizes", [*SIZES, (40, 8, 400, 10, 70, 57)], ids=str)
+@pytest.mark.parametrize("norm", NORMS)
+def test_fused_steps_match_the_loop_on_a_gpu(norm: str, sizes: tuple[int, ...]) -> None:
+    judge(norm, sizes, MACHINE, "cuda")
 
 
 def route(norm: str) -> tuple[bool, float, int]:

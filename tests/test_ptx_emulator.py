@@ -123,9 +123,8 @@ def test_machine_code_matches_the_reference(emulated: Any, cell: str, name: str,
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["none", "layer"])
 def test_machine_code_of_pen_steps_matches_the_loop(emulated: Any, norm: str) -> None:
-    """A window is made of exponentials, and a GPU's err four times as much as a rounding does."""
     for sizes in [(2, 2, 5, 3, 7, 4), (2, 2, 70, 10, 19, 6)]:  # one warp to a row, and two
-        emulated(test_handwriting_fused.judge, norm, sizes, 8.0)
+        emulated(test_handwriting_fused.judge, norm, sizes, test_handwriting_fused.MACHINE)
 
 
 def _single_rows() -> float:

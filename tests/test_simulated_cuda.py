@@ -107,7 +107,7 @@ def test_a_captured_run_is_the_uncaptured_one(simulated: Any, tmp_path: Path, ex
 
 # Launches of a training step outside of its loop over time, and by the step of time, at most: what a GPU's speed hangs
 # on at the paper's sizes.
-LAUNCHES = {"handwriting": (320, 12), "draw": (80, 158)}
+LAUNCHES = {"handwriting": (320, 12), "draw": (80, 150)}
 
 
 @pytest.mark.slow
