@@ -4,7 +4,7 @@ them; with --offline, the missing ones on this machine only, for `make dashboard
 import argparse
 
 from ln.suite.errors import Mistake, fail
-from ln.suite.runs.tracking import has_key, rebuild, unmirrored
+from ln.suite.runs.tracking import has_key, open_leet, rebuild, unmirrored
 from ln.suite.showing.published_runs import published_runs, upload
 
 
@@ -26,6 +26,8 @@ def main() -> None:
         for run in published:
             upload(run, arguments.results, mode)
             print(run.name, flush=True)
+        if arguments.offline:
+            open_leet(arguments.results)
     except Mistake as mistake:
         fail(mistake)
 

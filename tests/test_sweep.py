@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -40,6 +41,7 @@ from ln.suite.sweeps.launch import (
     usual_jobs,
 )
 from ln.suite.sweeps.table import State, Watch, seconds_left, table
+from tests.wandb_here import inspected, sweep_server
 
 Make = Callable[..., Recipe]
 FRAGILE = "task=tests.fragile.Fragile"
@@ -417,3 +419,29 @@ def test_a_sensitivity_sweep_draws_each_norm_and_marks_what_diverged(
     monkeypatch.setattr("ln.suite.sweeps.conclude.WIDE", 1.0)
     sensitivity_figure(definition, "smoke", tmp_path)
     assert drawn[1].axes[0].get_yscale() == "log"
+
+
+def test_a_sweep_from_its_definition_to_the_agents_run_in_wandb(tmp_path: Path) -> None:
+    """`wandb sweep` and `wandb agent` as they are, with a server that hands out the grid: the run is on disk where this
+    machine's own sweep would put it, and in W&B under the agent's name."""
+    document = yaml.safe_load((CONFIGS / "sweep" / "learning_rate.yaml").read_text())
+    document["command"][-1:-1] = ["profile=smoke", "threads=1", "tracking=offline"]
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(document))
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    with sweep_server(runs=1) as server:
+        theirs = {"WANDB_BASE_URL": server.address, "WANDB_API_KEY": "a" * 40, "HOME": str(tmp_path)}
+        environment = {**os.environ, **theirs, "PYTHONPATH": str(CONFIGS.parent)}
+        for words in (["sweep", "-e", "us", "-p", "mine", "sweep.yaml"], ["agent", "us/mine/sweep1"]):
+            wandb = [sys.executable, "-m", "wandb", *words]
+            subprocess.run(wandb, cwd=tmp_path, env=environment, check=True, capture_output=True, timeout=240)
+    run = tmp_path / "results/sweeps/learning_rate/0.0001/smoke/mnist_b128/none/0/run.json"
+    assert json.loads(run.read_text())["status"] == "complete"
+    (mirrored,) = (tmp_path / "results" / "wandb").glob("offline-run-*-agents-0")
+    deadline = time.monotonic() + 120
+    while (records := inspected(mirrored))[-1]["type"] != "exit" and time.monotonic() < deadline:
+        time.sleep(0.5)  # the mirror is left to end by itself
+    started = next(r["run"] for r in records if r["type"] == "run")
+    assert (started["run_id"], started["sweep_id"], started["entity"]) == ("agents-0", "sweep1", "us")
+    assert started["display_name"] == "mnist_b128 none learning_rate 0.0001 seed 0"
+    assert '"final/test_error"' in json.dumps(records)  # what the sweep's metric is
+    assert records[-1]["exit"]["exit_code"] == 0

@@ -11,19 +11,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
 from ln.suite.config import Recipe
 from ln.suite.errors import Mistake
 from ln.suite.judging.published import Key, published_curves
-from ln.suite.runs import mirror, tracking
+from ln.suite.runs import folder, mirror, tracking
 from ln.suite.runs.mirror import Follower, Mirrored, Place
 from ln.suite.runs.tracking import Mirror, mode_of, unmirrored
 from ln.suite.runs.train import carry_out
 from ln.suite.showing.published_runs import published_runs, upload
 from ln.suite.showing.report import conclude
 from scripts import wandb_sync
+from tests.wandb_here import inspected
 
 Make = Callable[..., Recipe]
 RUN = "experiment=mnist_b128"
@@ -31,8 +33,9 @@ RUN = "experiment=mnist_b128"
 
 @pytest.fixture(autouse=True)
 def _no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "NETRC"):
-        monkeypatch.delenv(name, raising=False)
+    for name in ("API_KEY", "MODE", "BASE_URL", "PROJECT", "ENTITY", "LOG_MODEL", "RUN_ID", "SWEEP_ID"):
+        monkeypatch.delenv(f"WANDB_{name}", raising=False)
+    monkeypatch.delenv("NETRC", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))  # no ~/.netrc
 
 
@@ -90,8 +93,15 @@ def test_disabled_starts_nothing(recipe: Make, beside: Mirror) -> None:
     assert beside.process is None
 
 
-def test_a_run_and_its_verdicts_are_in_wandbs_files(recipe: Make, beside: Mirror, tmp_path: Path) -> None:
-    """What W&B's own reader finds: every evaluation, both axes, how it ended, the picture, the verdicts."""
+def test_a_run_and_its_verdicts_are_in_wandbs_files(
+    recipe: Make, beside: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What W&B's own reader finds: every evaluation once, whose it is, what it was made of, how it ended, the picture,
+    the verdicts."""
+    monkeypatch.setattr(folder, "_git", lambda *asked, git=folder._git: "+changed" if "diff" in asked else git(*asked))
+    monkeypatch.setenv("WANDB_PROJECT", "mine")
+    monkeypatch.setenv("WANDB_ENTITY", "us")
+    monkeypatch.setenv("WANDB_LOG_MODEL", "end")
     results = tmp_path / "results"
     run = carry_out(recipe(RUN, "norm=layer", "tracking=offline"))
     conclude("mnist", "smoke", results)
@@ -104,14 +114,27 @@ def test_a_run_and_its_verdicts_are_in_wandbs_files(recipe: Make, beside: Mirror
     assert [h["step"] for h in history] == [line["step"] for line in lines if not line.get("final")]
     for logged, line in zip(history, lines, strict=False):
         assert {key: logged[key] for key in line} == line
-        assert logged["by_seconds/valid_error"] == line["valid_error"]
-    axes = {r["metric"]["name"]: r["metric"]["step_metric"] for r in records if r["type"] == "metric"}
-    assert axes["valid_error"] == "step"
-    assert axes["by_seconds/valid_error"] == "seconds"
+    metrics = {r["metric"]["name"]: r["metric"] for r in records if r["type"] == "metric"}
+    assert all(metrics[axis]["options"]["hidden"] for axis in ("step", "epoch", "seconds"))  # an axis, not a curve
+    assert metrics.keys() == lines[0].keys()
+    assert {metrics[key]["step_metric"] for key in lines[0].keys() - {"step", "epoch", "seconds"}} == {"step"}
+    assert metrics["valid_error"]["summary"] == {"last": True, "min": True}  # what validation chooses by
     started = next(r["run"] for r in records if r["type"] == "run")
     assert started["display_name"] == "mnist_b128 layer seed 0"
     assert started["run_group"] == "mnist_b128/smoke"
     assert started["job_type"] == "layer"
+    assert (started["entity"], started["project"]) == ("us", "mine")
+    assert set(started["tags"]) == {"mnist_b128", "layer", "smoke", "data embedded"}
+    assert started["git"]["commit"] == run.info["commit"]
+    kept = {r["artifact"]["type"]: r["artifact"] for r in records if r["type"] == "artifact"}
+    assert kept.keys() == {"dataset", "code", "run"}
+    data = kept["dataset"]
+    assert data["use_after_commit"]  # the run used it: what W&B draws lineage from
+    assert json.loads(data["metadata"]) == run.info["data"]
+    files = {kind: {entry["path"] for entry in artifact["manifest"]["contents"]} for kind, artifact in kept.items()}
+    assert files["run"] == {"run.json", "config.yaml", "metrics.jsonl", "diff.patch", "best.pt"}
+    assert {"ln/rnn.py", "experiments/mnist.py", "configs/experiment/mnist_b128.yaml"} <= files["code"]
+    assert (one / "files" / "diff.patch").read_text() == (run.folder / "diff.patch").read_text()
     assert records[-1]["type"] == "exit"
     assert records[-1]["exit"]["exit_code"] == 0
     text = json.dumps(records)
@@ -120,12 +143,6 @@ def test_a_run_and_its_verdicts_are_in_wandbs_files(recipe: Make, beside: Mirror
     assert '"verdicts.path"' in json.dumps(inspected(verdicts))
     assert unmirrored(results, everything=False) == []  # both have their copy
     assert len(unmirrored(results, everything=True)) == 2
-
-
-def inspected(folder: Path) -> list[dict[str, Any]]:
-    wandb = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
-    said = subprocess.run(wandb, capture_output=True, text=True, check=True).stdout
-    return [json.loads(line) for line in said.splitlines() if line.startswith("{")]
 
 
 @pytest.fixture
@@ -141,7 +158,9 @@ def test_a_server_that_never_answers_costs_the_run_nothing(
     monkeypatch.setenv("WANDB_API_KEY", "a" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", silence)
     # Patient with the network for a second in place of half a minute, and not nice to the tests beside it.
-    program = f"import os; os.nice = int; m = {{'__name__': 'mirror'}}; exec(open({mirror.__file__!r}).read(), m); "
+    program = (
+        f"import os; os.nice = int; m = {{'__file__': {mirror.__file__!r}}}; exec(open(m['__file__']).read(), m); "
+    )
     impatient = program + "m['INIT_SECONDS'] = 1; m['main']()"
     errors = (tmp_path / "said").open("w+")
     beside.process = subprocess.Popen(
@@ -194,7 +213,11 @@ class FakeRun:
         self.logged: list[dict[str, Any]] = []
         self.exit_code: int | None = None
 
-    def define_metric(self, name: str, step_metric: str) -> None: ...
+    def define_metric(self, name: str, **options: Any) -> None: ...
+
+    def log_artifact(self, artifact: Any, **options: Any) -> None: ...
+
+    _log_artifact = save = log_artifact
 
     def log(self, values: dict[str, Any]) -> None:
         self.logged.append(values)
@@ -213,7 +236,9 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> list[FakeRun]:
         made.append(FakeRun(**settings))
         return made[-1]
 
-    wandb = SimpleNamespace(init=init, Settings=dict, teardown=lambda: None, Image=Path)
+    wandb = SimpleNamespace(
+        init=init, Settings=dict, teardown=lambda: None, Image=Path, Artifact=lambda *_, **__: MagicMock()
+    )
     monkeypatch.setattr(mirror, "quiet_wandb", lambda: wandb)
     return made
 
@@ -277,6 +302,26 @@ def test_an_agents_run_has_the_agents_name(recipe: Make, fake: list[FakeRun], mo
     monkeypatch.setenv("WANDB_RUN_ID", "agent-7")
     Mirrored(carry_out(recipe(RUN)).folder, "offline")
     assert fake[0].settings["id"] == "agent-7"
+
+
+def test_leet_opens_on_what_validation_chooses_by(recipe: Make, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    run = carry_out(recipe(RUN))
+    tracking.open_leet(results)
+    assert not (results / "wandb").exists()  # nothing is mirrored here
+    copy = f"offline-run-20260102_030405-{Place.id(run.info)}"
+    for name in (copy, "offline-run-20260102_030406-published-mnist_b128-none"):
+        (results / "wandb" / name).mkdir(parents=True)
+    for _ in range(2):
+        tracking.open_leet(results)
+        state = json.loads((results / "wandb" / ".wandb-leet.json").read_text())
+        assert state["metrics_filter"] == {"query": "^(valid_error)$"}
+        assert state["selected_runs"] == [state["pinned_run"]] == [copy]
+        assert state["latest_run"].endswith("published-mnist_b128-none")  # else leet would select it, as new
+    mine = {"metrics_filter": {"query": "train"}, "selected_runs": ["a"]}
+    (results / "wandb" / ".wandb-leet.json").write_text(json.dumps(mine))
+    tracking.open_leet(results)
+    assert json.loads((results / "wandb" / ".wandb-leet.json").read_text()) == mine
 
 
 # --- make wandb-sync

@@ -3,6 +3,7 @@
 run.json        status, identity and its hash, provenance, speed, final metrics
 config.yaml     the composed recipe
 metrics.jsonl   one JSON object per evaluation; the only source of numbers
+diff.patch      what differed from the commit that run.json names, where anything did
 checkpoint.pt, checkpoint.previous.pt, best.pt, .lock, .spare     not committed
 """
 
@@ -35,6 +36,7 @@ DONE = (COMPLETE, DIVERGED)  # a diverged run is a result, not something to try 
 PASSING = ("error", "step", "epoch", "stop_step")  # of run.json: how far a try was to go, and how it ended
 CHECKPOINTS = ("checkpoint.pt", "checkpoint.previous.pt")  # the newest first
 SPARE_BYTES = 16384  # given back when the disk is full, so that run.json can still say so
+MAKERS = ("ln", "experiments", "configs")  # what makes a run; results are written while runs go on
 PACKAGES = ("torch", "torchvision", "triton", "numpy", "hydra-core", "wandb")
 
 
@@ -270,6 +272,12 @@ class Run:
         write_text(self.folder / "run.json", json.dumps(info, indent=2, sort_keys=True, allow_nan=False) + "\n")
         self.info = info
 
+    def keep_diff(self) -> None:
+        """Write down how what makes this run differs from the commit, where it does; files that git does not know are
+        not in it."""
+        if diff := _git("diff", "HEAD", "--", *MAKERS):
+            write_text(self.folder / "diff.patch", f"{diff}\n")
+
     def finish(self, status: str, **fields: Any) -> None:
         """The run is done, and stays so whatever comes after."""
         self.write(status, **fields)
@@ -317,13 +325,13 @@ def going_back(path: Path, error: Exception) -> None:
     print(f"{why}; going back to the one before", flush=True)
 
 
+def _git(*arguments: str) -> str:
+    answer = subprocess.run(["git", *arguments], capture_output=True, text=True, errors="replace", check=False)
+    return answer.stdout.strip()
+
+
 def provenance(device: torch.device) -> dict[str, Any]:
     """What a run was made with: commit, packages, machine. No path of the machine."""
-
-    def git(*arguments: str) -> str:
-        answer = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False)
-        return answer.stdout.strip()
-
     versions = {}
     for name in PACKAGES:
         try:
@@ -332,9 +340,8 @@ def provenance(device: torch.device) -> dict[str, Any]:
             continue
     hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     return {
-        "commit": git("rev-parse", "HEAD") or None,
-        # Results are written while runs go on; only changes to what makes them count.
-        "dirty": bool(git("status", "--porcelain", "--", "ln", "experiments", "configs")),
+        "commit": _git("rev-parse", "HEAD") or None,
+        "dirty": bool(_git("status", "--porcelain", "--", *MAKERS)),
         "packages": versions,
         "python": platform.python_version(),
         "hardware": hardware,

@@ -8,6 +8,7 @@ import atexit
 import json
 import netrc
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,10 +17,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ln.suite.errors import Mistake
+from ln.suite.files import write_text
 from ln.suite.runs import mirror
 from ln.suite.runs.folder import DONE, Run
 from ln.suite.runs.read import PARTIAL, run_info, say_once
 
+OUR_QUERY = re.compile(r"\^\([\w|]*\)\$")  # of leet's metrics, as written here
 LEAVE_SHARE = 0.01  # of the time that training took: how long the command waits for W&B at its end
 
 
@@ -98,7 +101,7 @@ def begin(run: Run) -> None:
     """Mirror a run's folder in W&B from here to `end`, unless its recipe disables it."""
     mode = mode_of(run.recipe.tracking)
     if mode != "disabled":
-        _beside.tell({"folder": str(run.folder), "mode": mode})
+        _beside.tell({"folder": str(run.folder), "mode": mode, "pid": os.getpid()})
 
 
 def begin_done(run: Run) -> None:
@@ -144,6 +147,33 @@ def unmirrored(results: str | Path, *, everything: bool) -> list[dict[str, Any]]
 def has_copy(results: str | Path, name: str) -> bool:
     """Whether W&B's folder under a results folder has a run of this id."""
     return any(Path(results, "wandb").glob(f"*run-*-{name}"))
+
+
+def open_leet(results: str | Path) -> None:
+    """Have `wandb leet` open a results folder on the newest experiment's runs and on what validation chooses by, unless
+    its user looks for other metrics there."""
+    place = Path(results, "wandb")
+    path = place / ".wandb-leet.json"
+    try:
+        state = json.loads(path.read_text())
+        query = state.get("metrics_filter", {}).get("query", "")
+    except (OSError, ValueError, AttributeError):
+        state, query = {}, ""
+    copies: dict[str, dict[str, Any]] = {}  # by the name of their folder
+    for info in (run_info(file.parent) for file in sorted(Path(results).rglob("run.json"))):
+        if info and "identity" in info:
+            copies |= {copy.name: info for copy in sorted(place.glob(f"*run-*-{mirror.Place.id(info)}"))[-1:]}
+    if not copies or (query and not OUR_QUERY.fullmatch(query)):
+        return
+    identities = {name: info["identity"] for name, info in copies.items()}
+    chosen = sorted({identity["train"]["select"]["metric"] for identity in identities.values()})
+    state["metrics_filter"] = {"query": f"^({'|'.join(chosen)})$"}
+    if "selected_runs" not in state:
+        newest = identities[max(copies, key=lambda name: copies[name].get("started", ""))]
+        alike = {name for name, i in identities.items() if all(i[k] == newest[k] for k in ("experiment", "profile"))}
+        latest = max(place.glob("*run-*-*"), key=lambda copy: copy.name.partition("run-")[2]).name
+        state |= {"selected_runs": sorted(alike), "pinned_run": min(alike), "latest_run": latest}
+    write_text(path, json.dumps(state))
 
 
 def rebuild(order: dict[str, Any], mode: str) -> None:

@@ -313,6 +313,7 @@ def carry_out(recipe: Recipe) -> Run:
             RUNNING, data=source.identity, device=device.type, threads=torch.get_num_threads(), **provenance(device)
         )
         write_text(run.folder / "config.yaml", as_yaml(recipe))
+        run.keep_diff()
         train(recipe, run, built(kind, recipe, source, device))
     except KeyboardInterrupt:
         run.stop(INTERRUPTED)

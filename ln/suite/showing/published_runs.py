@@ -70,7 +70,7 @@ def upload(run: PublishedRun, results: str | Path, mode: str) -> None:
     try:
         wandb = mirror.quiet_wandb()
         made = wandb.init(
-            project=mirror.PROJECT,
+            project=mirror.project(),
             dir=str(Path(results).resolve()),
             mode=mode,
             id=run.id,

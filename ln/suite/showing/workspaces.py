@@ -22,7 +22,7 @@ from ln.suite.config import names
 from ln.suite.files import write_text
 from ln.suite.judging.claims import ClaimsFile, Panel, load_claims
 from ln.suite.judging.verdicts import WORDS, read_verdicts
-from ln.suite.runs.mirror import PROJECT
+from ln.suite.runs.mirror import project
 from ln.suite.showing.figures import X_LABELS
 from ln.suite.showing.published_runs import group_of, has_curves, job_type_of
 
@@ -120,7 +120,7 @@ def workspace(group: str, experiment: str, profile: str, results: str | Path, en
         sections.append(ws.Section(name="Pictures", panels=[wr.MediaBrowser(media_keys=keys)]))
     return ws.Workspace(
         entity=entity,
-        project=PROJECT,
+        project=project(),
         name=f"{experiment} ({profile})",
         sections=sections,
         settings=ws.WorkspaceSettings(x_axis="step", max_runs=100),
@@ -148,7 +148,7 @@ def report(group: str, profile: str, results: str | Path, entity: str, *, saved:
         runsets = [
             wr.Runset(
                 entity=entity if saved else "",
-                project=PROJECT if saved else "",
+                project=project() if saved else "",
                 name=name,
                 filters=expr.And(expr.Metric("Group") == group),
                 groupby=["JobType"],
@@ -169,7 +169,7 @@ def report(group: str, profile: str, results: str | Path, entity: str, *, saved:
             wr.PanelGrid(runsets=runsets, panels=[*panels, *media], custom_run_colors=colours),
         ]
     blocks += [wr.H2("Deviations"), wr.MarkdownBlock("\n".join(f"- {line}" for line in document.deviations))]
-    return wr.Report(project=PROJECT, entity=entity, title=f"{document.title} ({profile})", blocks=blocks)
+    return wr.Report(project=project(), entity=entity, title=f"{document.title} ({profile})", blocks=blocks)
 
 
 def panels_of(document: ClaimsFile, experiment: str) -> list[Panel]:
