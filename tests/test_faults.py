@@ -21,7 +21,7 @@ from ln.suite.errors import Mistake
 from ln.suite.files import replacing, write_text
 from ln.suite.optimizers import AdamAsPublished
 from ln.suite.runs.checkpoint import load_optimizer, load_whole
-from ln.suite.runs.read import finished_run, load_runs
+from ln.suite.runs.read import finished_run, load_runs, read_metrics, run_info
 from ln.suite.runs.tracking import unmirrored
 from ln.suite.runs.train import built, carry_out
 from ln.suite.showing.page.build import write_page
@@ -394,6 +394,34 @@ def test_readers_name_a_damaged_run_once_and_go_on(
     said = capsys.readouterr().err.splitlines()
     assert any(str(folder / file) in line for line in said)
     assert len(said) == len(set(said))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"status": 3}, {"final": [1]}, {"final": {"test_error": "good"}}, {"seconds": "long"}, {"steps": True},
+        {"packages": None}, {"data": None}, {"identity": []}, {"identity": {"seed": 0, "train": 3}},
+        {"identity": {"seed": 0, "source": "mnist"}}, {"status": "partial"}, {"status": "running", "part": "x"},
+        {"status": "partial", "step": 0, "last_step": 0, "epoch": 0}, {"status": "running", "part": {"step": 1}},
+    ],
+)  # fmt: skip
+def test_a_run_json_of_other_kinds_of_values_is_passed_over(tmp_path: Path, change: dict[str, Any]) -> None:
+    info = {"status": "complete", "identity": {"seed": 0}, "hash": "0", "data": {"name": "a", "status": "embedded"}}
+    said: list[str] = []
+    (tmp_path / "run.json").write_text(json.dumps(info))
+    assert run_info(tmp_path, said.append) == info
+    (tmp_path / "run.json").write_text(json.dumps(info | change))
+    assert run_info(tmp_path, said.append) is None
+    assert len(said) == 1
+    assert said[0].startswith(f"{tmp_path}/run.json cannot be read (")
+
+
+@pytest.mark.parametrize("line", ['{"step": 2, "a": "x"}', '{"step": 2, "a": [1]}', '{"step": 2.5}', "[]", "", "\0"])
+def test_metrics_are_read_up_to_what_is_no_record(tmp_path: Path, line: str) -> None:
+    path, said = tmp_path / "metrics.jsonl", list[str]()
+    path.write_text(f'{{"step": 1, "a": null}}\n{line}\n{{"step": 3}}\n')
+    assert read_metrics(path, said.append) == [{"step": 1, "a": None}]
+    assert said == [f"{path}: line 2 of 4 is cut short or damaged; read up to it"]
 
 
 @pytest.mark.parametrize("stray", ["none/0_backup", "none_old/0", "none/00", "none/-1", "copy of none/0", "none/²"])

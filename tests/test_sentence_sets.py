@@ -88,6 +88,15 @@ def test_readers_count_what_they_read(tmp_path: Path) -> None:
         read_labelled(tmp_path / "labelled", 9)
 
 
+def test_the_quotes_of_the_labelled_sets_stay_as_published(tmp_path: Path) -> None:
+    """A run's evaluation is of these words; to read them otherwise would be other data under the same checksum."""
+    (tmp_path / "mpqa.all").write_text("0 an ``axis of evil''\n1 an \"axis\"\n")
+    assert read_labelled(tmp_path / "mpqa.all", 2).sentences == [
+        ["an", "`", "`", "axis", "of", "evil", "'", "'"],
+        ["an", '"', "axis", '"'],
+    ]
+
+
 def test_generated_sets_are_the_same_every_time_and_hold_both_labels() -> None:
     one, two = (sentence_sets.generated().load() for _ in range(2))
     for name, part in one.labelled.items():

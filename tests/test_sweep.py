@@ -269,6 +269,8 @@ def test_every_process_takes_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch, t
     [
         ("mnist", "lyer", None, "norm=lyer is not a normalization"),
         ("mnist", "", None, "norm= is not"),
+        ("mnist", "Layer", None, r"norm=Layer is not a normalization; .*; did you mean layer\?"),
+        ("mnits", None, None, r"mnits is not an experiment .*; did you mean mnist\?"),
         ("learning_rate", "lyer", None, "norm=lyer is not a normalization"),
         ("learning_rate", None, "", "seeds= is not a comma list"),
         ("nope", None, None, "nope is not an experiment or a sweep"),
@@ -279,6 +281,13 @@ def test_a_sweep_of_nonsense_is_one_sentence(group: str, norms: str | None, seed
     with pytest.raises(Mistake, match=said) as caught:
         plan(group, "smoke", "results", norms, seeds)
     assert "\n" not in str(caught.value)
+
+
+def test_a_cell_that_is_asked_for_twice_is_run_once() -> None:
+    swept = plan("mnist", "smoke", "results", "layer,none,layer", "1,0,1")
+    asked = [(norm, seed) for norm in ("layer", "none") for seed in (1, 0)]
+    assert [(cell.norm, cell.seed) for cell in swept.cells] == asked * 2
+    assert swept.multiruns[0][1:3] == ["norm=layer,none", "seed=1,0"]
 
 
 @pytest.mark.parametrize(("launcher", "jobs", "said"), [("local", 0, "JOBS=0"), ("pbs", 1, "LAUNCHER=pbs")])

@@ -279,7 +279,7 @@ def test_a_backend_can_be_asked_for(recipe: Make, tmp_path: Path) -> None:
     assert run.info["backend"] == "torch"
     with pytest.raises(Mistake, match="backend=triton cannot run lstm"):
         carry_out(recipe("experiment=seq_mnist", "backend=triton", f"results={tmp_path}/triton"))
-    with pytest.raises(Mistake, match="backend=cudnn is not a backend; choose one of auto, "):
+    with pytest.raises(Mistake, match="backend=cudnn is not a choice of backend; choose one of auto, "):
         recipe("experiment=seq_mnist", "backend=cudnn")
 
 

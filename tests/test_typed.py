@@ -116,6 +116,7 @@ def test_runs_land_in_a_folder_of_any_name(tmp_path: Path, jobs: str) -> None:
         ("task=experiments.mnist.Mnist", "another task is another experiment"), ("++task=a.B", "another task is"),
         ("~seed", "use SEEDS="), ("train.batch_size=32,64", "asks for several values"),
         ("train.batch_size=choice(32,64)", "asks for several values"), ("train.epochs", "write key=value"),
+        ("--cfg=job", "write key=value"), ("=3", "write key=value"),
         ("train.optimizer.lr=0.1", "it is what make sweep-learning-rate varies"),
     ],
 )  # fmt: skip
@@ -218,6 +219,12 @@ def test_every_refusal_names_its_key(experiment: str) -> None:
         ("norm.site=[cell]", "norm.site is no setting of this recipe; did you mean norm.sites?"),
         ("train.optimizer.lrr=3", "train.optimizer.lrr is no setting of this recipe; did you mean train.optimizer.lr?"),
         ("epochs=3", "epochs is no setting of this recipe; did you mean train.epochs?"),
+        ("lr=3", "lr is no setting of this recipe; did you mean train.optimizer.lr?"),
+        ("train.lr=3", "train.lr is no setting of this recipe; did you mean train.optimizer.lr?"),
+        (
+            "data=orignal",
+            "data=orignal is not a choice of data; choose one of auto, original, substitute, embedded; did",
+        ),
         ("devise=cpu", "devise is no setting of this recipe; did you mean device?"),
         ("++devise=cpu", "devise is no setting of this recipe; did you mean device?"),
         ("train.zzz=3", "train.zzz is no setting of this recipe; choose from train.batch_size, train.epochs"),

@@ -35,6 +35,7 @@ DEVICES = ("auto", "cpu", "cuda")
 GRAPH = ("auto", "off")
 TRACKING = ("auto", "online", "offline", "disabled")
 SECTIONS = ("train", "model", "norm")  # of a recipe
+LEARNING_RATE = "train.optimizer.lr"  # of the optimizer's own settings the one that every recipe has
 # Where, how and how far a recipe is carried out; these cannot change its result.
 NOT_IDENTITY = ("device", "backend", "graph", "threads", "tracking", "results", "until")
 
@@ -216,9 +217,13 @@ def unknown_setting(key: str, known: Sequence[str]) -> Mistake:
     """That no setting has this name, and which has the nearest."""
     section = key.rpartition(".")[0]
     beside = [other for other in known if other.rpartition(".")[0] == section]
-    return Mistake(
-        f"{key} is no setting of this recipe{nearest(key, known) or '; choose from ' + ', '.join(beside or known)}"
-    )
+    like = nearest(key, [*known, LEARNING_RATE])
+    return Mistake(f"{key} is no setting of this recipe{like or '; choose from ' + ', '.join(beside or known)}")
+
+
+def unknown(key: str, value: str, kind: str, known: Sequence[str]) -> Mistake:
+    """`norm=lyer is not a normalization; choose one of ...; did you mean layer?`"""
+    return Mistake(f"{key}={value} is not {kind}; choose one of {', '.join(known)}{nearest(value, known)}")
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -243,7 +248,7 @@ def check(recipe: Recipe) -> None:
     choices = {"profile": PROFILES, "data": DATA, "device": DEVICES, "backend": ("auto", *BACKENDS)}
     for key, allowed in (choices | {"graph": GRAPH, "tracking": TRACKING}).items():
         if getattr(recipe, key) not in allowed:
-            raise Mistake(f"{key}={getattr(recipe, key)} is not a {key}; choose one of {', '.join(allowed)}")
+            raise unknown(key, getattr(recipe, key), f"a choice of {key}", allowed)
     train = recipe.train
     if (train.epochs is None) == (train.steps is None):
         raise Mistake("train.epochs, train.steps: give one of the two, the other null")

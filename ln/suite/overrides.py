@@ -11,7 +11,7 @@ from hydra.core.override_parser.types import Glob, Override, OverrideType
 from hydra.errors import HydraException
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
-from ln.suite.config import SECTIONS, literal, names, nearest, settings_of_every_recipe, unknown_setting
+from ln.suite.config import SECTIONS, literal, names, settings_of_every_recipe, unknown, unknown_setting
 from ln.suite.errors import Mistake
 
 GROUPS = {"experiment": "an experiment", "norm": "a normalization", "profile": "a profile"}
@@ -87,10 +87,8 @@ def check_choices(arguments: Iterable[str]) -> None:
         chosen = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else [value]
         for name in chosen:
             if name not in known:
-                shown = "" if name is None else name
-                raise Mistake(
-                    f"{key}={shown} is not {GROUPS[key]}; choose one of {', '.join(known)}{nearest(str(name), known)}"
-                )
+                shown = "" if name is None else str(name)
+                raise unknown(key, shown, GROUPS[key], known)
 
 
 def check_overrides(overrides: Sequence[str], more: Mapping[str, str] | None = None) -> None:
@@ -102,7 +100,7 @@ def check_overrides(overrides: Sequence[str], more: Mapping[str, str] | None = N
         Mistake: such an override, or a word that is none.
     """
     for word in overrides:
-        if "=" not in word and not word.startswith("~"):
+        if word.startswith(("-", "=", "@")) or ("=" not in word and not word.startswith("~")):
             raise Mistake(f"{word} is not an override; write key=value, such as train.epochs=3")
     instead = {**VARIABLES, **(more or {})}
     for override in parsed(overrides):

@@ -14,7 +14,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
-from ln.suite.config import CONFIGS, PROFILES, names
+from ln.suite.config import CONFIGS, PROFILES, names, nearest
 from ln.suite.errors import Mistake
 
 VALUE, BETTER, FASTER, CURVE, ABOVE = "value", "better", "faster", "curve", "above"
@@ -245,7 +245,9 @@ def load_claims(group: str) -> ClaimsFile:
     path = CONFIGS / "claims" / f"{group}.yaml"
     if not path.exists():
         known = sorted(p.stem for p in path.parent.glob("*.yaml"))
-        raise Mistake(f"{group} is not an experiment with claims; choose one of {', '.join(known)}")
+        raise Mistake(
+            f"{group} is not an experiment with claims; choose one of {', '.join(known)}{nearest(group, known)}"
+        )
     return claims_file(yaml.safe_load(path.read_text()), f"{group}.yaml")
 
 

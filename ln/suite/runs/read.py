@@ -22,6 +22,9 @@ COMPLETE, DIVERGED = "complete", "diverged"
 PARTIAL = "partial"  # carried out up to `until`; goes on from its checkpoint
 COUNTED = (COMPLETE, DIVERGED, PARTIAL)
 WHOLE = ("identity", "hash", "data")  # of run.json: what a run's first part has of the run
+# What readers take from run.json; what is there is of its kind.
+NUMBERS = ("seconds", "steps", "steps_per_second", "step", "epoch", "last_step", "stop_step")
+SECTIONS = ("identity", "data", "final", "packages", "part")
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,9 @@ class Measured:
 
     def curve(self, metric: str, x: str = "step") -> tuple[list[float], list[float]]:
         """The evaluations of a metric: x values (step, epoch or seconds) and values."""
-        points = [(r[x], r[metric]) for r in self.records if not r.get("final") and r.get(metric) is not None]
+        points = [
+            (r[x], r[metric]) for r in self.records if not r.get("final") and None not in (r.get(x), r.get(metric))
+        ]
         return [p[0] for p in points], [p[1] for p in points]
 
     def until(self, step: float) -> "Measured":
@@ -100,19 +105,41 @@ def run_info(folder: Path, warn: Callable[[str], None] = say_once) -> dict[str, 
     path = folder / "run.json"
     try:
         info = json.loads(path.read_bytes())
-        if not isinstance(info["status"], str):
-            raise TypeError("its status is no word")
+        _check_kinds(info)
         if (part := part_of(info)) is not None:
+            _check_kinds(part)
             _ = part["step"] / part["last_step"], part["epoch"]
         if info["status"] in COUNTED or part is not None:
             _ = info["identity"]["seed"], info["data"]["name"], info["data"]["status"]
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, ZeroDivisionError) as error:
         why = f"no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
         warn(f"{path} cannot be read ({why}); this run is passed over")
         return None
     return dict(info)
+
+
+def _check_kinds(info: dict[str, Any]) -> None:
+    """Raise TypeError for what is not of the kind that a run writes."""
+    if not isinstance(info["status"], str):
+        raise TypeError("its status is no word")
+    for key in NUMBERS:
+        if not _is_number(info.get(key, 0)):
+            raise TypeError(f"its {key} is no number")
+    identity = info.get("identity", {})
+    sections = {key: info[key] for key in SECTIONS if key in info}
+    if isinstance(identity, dict):
+        sections |= {key: identity[key] for key in ("source", "norm", "train", "model") if key in identity}
+    for key, section in sections.items():
+        if not isinstance(section, dict):
+            raise TypeError(f"its {key} is no mapping")
+    if not all(map(_is_number, info.get("final", {}).values())):
+        raise TypeError("its final metrics are no numbers")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def part_of(info: dict[str, Any]) -> dict[str, Any] | None:
@@ -165,10 +192,10 @@ def read_metrics(path: Path, warn: Callable[[str], None] = say_once) -> list[dic
             break  # what follows the last line's end
         try:
             record = json.loads(line)
-            if not isinstance(record["step"], int):
+            if not isinstance(record["step"], int) or any(isinstance(v, str | list | dict) for v in record.values()):
                 raise TypeError
         except (ValueError, TypeError, KeyError):
-            warn(f"{path}: line {number} of {len(lines)} is cut short; read up to it")
+            warn(f"{path}: line {number} of {len(lines)} is cut short or damaged; read up to it")
             break
         records.append(record)
     return records

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ln.suite.config import CONFIGS, names
+from ln.suite.config import CONFIGS, names, nearest
 from ln.suite.errors import Mistake
 from ln.suite.judging.claims import load_claims
 from ln.suite.overrides import parsed, quoted
@@ -82,8 +82,8 @@ def plan(group: str, profile: str, results: str, norms: str | None, seeds: str |
         return _of_claims(group, profile, results, norms, seeds)
     if group not in definitions():
         hint = "; it is a search for W&B agents (see its header)" if group in names("sweep") else ""
-        known = ", ".join([*claims, *definitions()])
-        raise Mistake(f"{group} is not an experiment or a sweep that runs here{hint}; choose one of {known}")
+        known, like = ", ".join([*claims, *definitions()]), nearest(group, [*claims, *definitions()])
+        raise Mistake(f"{group} is not an experiment or a sweep that runs here{hint}; choose one of {known}{like}")
     return _of_definition(Definition.load(group), profile, results, norms, seeds)
 
 

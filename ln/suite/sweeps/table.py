@@ -64,14 +64,14 @@ def look(cell: SweepCell, notes: Notes) -> State:
         return State(cell, status)
     if status == COMPLETE and "final" in info:
         best = info["final"].get(select["metric"])
-        return State(cell, status, select["metric"], best, info["steps_per_second"], 1.0, info["seconds"])
+        return State(cell, status, select["metric"], best, info.get("steps_per_second"), 1.0, info.get("seconds", 0.0))
     # A line being written at this moment is no damage.
     records = read_metrics(cell.folder / "metrics.jsonl", warn=lambda sentence: None)
     values = [r[select["metric"]] for r in records if r.get(select["metric"]) is not None]
     best = (min if select["direction"] == "lower" else max)(values) if values else None
     if not records:
         return State(cell, status, select["metric"])
-    step, seconds = records[-1]["step"], records[-1]["seconds"]
+    step, seconds = records[-1]["step"], records[-1].get("seconds", 0.0)
     wanted = info.get("stop_step", info.get("last_step", step))
     share = 1.0 if status in (DIVERGED, PARTIAL) else min(1.0, step / wanted)
     return State(cell, status, select["metric"], best, step / seconds if seconds else None, share, seconds)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ln.suite.config import PROFILES, names
+from ln.suite.config import PROFILES, names, unknown
 from ln.suite.errors import Mistake
 from ln.suite.judging.claims import load_claims
 from ln.suite.runs.folder import DONE, run_folder
@@ -56,17 +56,18 @@ def wanted(group: str, profile: str, norms: str | None = None, seeds: str | None
     """
     runs = load_claims(group).runs
     if profile not in PROFILES:
-        raise Mistake(f"profile={profile} is not a profile; choose one of {', '.join(PROFILES)}")
+        raise unknown("profile", profile, "a profile", PROFILES)
     here = runs.at(profile)
-    chosen = norms.split(",") if norms is not None else list(here.norms)
+    # One that is given twice is one.
+    chosen = list(dict.fromkeys(norms.split(","))) if norms is not None else list(here.norms)
     for norm in chosen:
         if norm not in names("norm"):
-            raise Mistake(f"norm={norm} is not a normalization; choose one of {', '.join(names('norm'))}")
+            raise unknown("norm", norm, "a normalization", names("norm"))
     if seeds is None:
         numbers = list(range(runs.seeds[profile]))
     else:
         try:
-            numbers = [int(seed) for seed in seeds.split(",")]
+            numbers = list(dict.fromkeys(int(seed) for seed in seeds.split(",")))
         except ValueError:
             raise Mistake(f"seeds={seeds} is not a comma list of whole numbers such as 0,1,2") from None
     by_experiment = {e: [norm for norm in chosen if norm in runs.only.get(e, chosen)] for e in here.experiments}
