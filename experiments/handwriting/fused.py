@@ -76,16 +76,16 @@ class _Run:
     """One call: what its kernels read and write, from the forward pass to the end of the backward pass."""
 
     def __init__(
-        self, call: Call, points: Tensor, texts: Tensor, characters: Tensor, weight: Tensor, bias: Tensor,
+        self,
+        call: Call,
+        points: Tensor,
+        texts: Tensor,
+        characters: Tensor,
+        weight: Tensor,
+        bias: Tensor,
         *parameters: Any,
-    ) -> None:  # fmt: skip
-        self.points, self.texts, self.characters, self.aim, self.p = (
-            points,
-            texts,
-            characters,
-            weight,
-            Params(*parameters),
-        )
+    ) -> None:
+        self.points, self.characters, self.p = points, characters, Params(*parameters)
         (T, B, _), (G, D) = points.shape, self.p.weight_ih.shape
         H, U, K, save, new = G // 4, texts.shape[1], len(weight) // 3, call.keep, points.new_empty
         self.sizes, self.T, self.eps = (B, H, U, K), T, call.cfg.eps
