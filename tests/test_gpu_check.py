@@ -31,6 +31,25 @@ def test_a_check_passes_fails_is_late_or_is_left_out(capsys: pytest.CaptureFixtu
     assert "no end after 7 s" in lines[2]
 
 
+def test_a_late_check_leaves_no_process_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    begun = tmp_path / "pid"
+
+    def late(self: object, timeout: float) -> None:
+        while not begun.exists() or not begun.read_text():
+            time.sleep(0.02)
+        raise subprocess.TimeoutExpired("python", timeout)
+
+    monkeypatch.setattr(subprocess.Popen, "communicate", late)
+    starts = "import subprocess, sys; p = subprocess.Popen(['sleep', '60']); open(sys.argv[1], 'w').write(str(p.pid))"
+    with pytest.raises(subprocess.TimeoutExpired):
+        Checks(time.monotonic() + 100).python("-c", f"{starts}; p.wait()", str(begun))
+    state = Path(f"/proc/{begun.read_text().strip()}/stat")
+    until = time.monotonic() + 10
+    while state.exists() and state.read_text().split()[2] != "Z" and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not state.exists() or state.read_text().split()[2] == "Z"
+
+
 @pytest.mark.parametrize("broken", [False, True])
 def test_without_a_gpu_the_offline_part_decides(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], broken: bool
