@@ -226,6 +226,12 @@ class NormConfig:
         """What gains start from."""
         return self.traits.recurrent_gain if self.gain_init is None else self.gain_init
 
+    @property
+    def loses_scalars(self) -> bool:
+        """Whether the site "input" maps w x to the same for every x > 0: over the features, the statistics of w x are
+        |x| times those of w, up to eps."""
+        return self.traits.axis == "features" and not self.inner_bias
+
     def sites_for(self, cell: str) -> tuple[str, ...]:
         """The normalized sites in a cell ("lstm", "gru" or "rnn"), in the order of SITES; ValueError where it has no
         such site."""

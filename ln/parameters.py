@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -49,6 +50,12 @@ class NormalizedRecurrence(nn.Module):
         # Weight norm is done with before the recurrence starts, so that the backends never see it.
         self.kernel_norm = self.norm if self.sites else _PLAIN
         self.backend_used: str | None = None
+        if self.input_size == 1 and "input" in self.sites and self.norm.loses_scalars:
+            warnings.warn(
+                f"norm={self.norm.name} keeps only the sign of a scalar input (input_size=1); "
+                "norm=NormConfig(..., inner_bias=True) keeps its size",
+                stacklevel=4,  # the line that makes the layer
+            )
         self._factory = factory
         self._suffixes: list[str] = []
         self._collecting = False

@@ -30,9 +30,10 @@ FLOORS = (
     ("ln.suite.showing",),
     ("ln.suite.sweeps",),
     ("ln.suite",),
-    ("experiments",),
+    ("experiments", "examples"),
     ("scripts",),
 )
+TOPS = ("ln", "experiments", "examples", "scripts")
 HEIGHT = {room: height for height, floor in enumerate(FLOORS) for room in floor}
 
 
@@ -40,7 +41,7 @@ def name_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-FILES = {name_of(path): path for top in ("ln", "experiments", "scripts") for path in (ROOT / top).rglob("*.py")}
+FILES = {name_of(path): path for top in TOPS for path in (ROOT / top).rglob("*.py")}
 
 
 def imports(module: str) -> set[str]:
@@ -99,3 +100,10 @@ print(sorted(new), any(name.startswith("ln.suite") for name in sys.modules))
 """
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "['ln'] False"
+
+
+def test_examples_are_of_the_library_alone() -> None:
+    """What a user copies needs torch and `ln` only."""
+    for module in FILES:
+        if module.startswith("examples."):
+            assert not [other for other in imports(module) if other.startswith(("ln.suite", "experiments", "scripts"))]

@@ -43,7 +43,7 @@ def test_no_code_asks_for_the_name_of_a_norm() -> None:
     """Layers, experiments, figures and pages decide by traits, so that a norm is added in one place."""
     assert asks_for_a_name(ast.parse("norm.name in ('layer', 'other')", mode="eval").body)
     assert asks_for_a_name(ast.parse("norm == 'none'", mode="eval").body)
-    paths = [path for folder in ("ln", "experiments", "scripts") for path in (ROOT / folder).rglob("*.py")]
+    paths = [path for folder in ("ln", "experiments", "examples", "scripts") for path in (ROOT / folder).rglob("*.py")]
     assert len(paths) > 50
     found = [
         f"{path.relative_to(ROOT)}:{node.lineno}"

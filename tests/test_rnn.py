@@ -11,6 +11,8 @@ import io
 import logging
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -639,3 +641,25 @@ def test_prepared_cells_take_the_same_steps(norm: str) -> None:
         prepared = run()
     for a, b in zip(plain, prepared, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+# --- the scalar input
+
+
+@pytest.mark.parametrize("make", [LSTM, GRU, LSTMCell, GRUCell])
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+def test_a_scalar_input_that_loses_its_size_is_warned_of_where_the_layer_is_made(
+    make: Callable[..., nn.Module], norm: str
+) -> None:
+    with pytest.warns(UserWarning, match=f"norm={norm} keeps only the sign of a scalar input") as said:
+        layer = make(1, 5, norm=norm)
+    assert [warning.filename for warning in said] == [__file__]
+    x = torch.rand(3, 1) + 0.5  # (T, D) of a layer, (B, D) of a cell
+    torch.testing.assert_close(layer(10 * x)[0], layer(1000 * x)[0], atol=1e-3, rtol=0)  # so it is
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        make(1, 5, norm=NormConfig(norm, inner_bias=True))
+        make(1, 5, norm=NormConfig(norm, sites=("recurrent",)))
+        make(1, 5, norm="none")
+        make(1, 5, norm="batch")
+        make(2, 5, norm=norm)
