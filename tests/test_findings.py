@@ -27,6 +27,12 @@ def test_eq32_lacks_the_normalized_input_that_eq13_has():
     assert by_32 > 1.5 * exact
 
 
+def test_twice_the_data_doubles_a_weight_normalized_output_and_leaves_the_others():
+    changes = analysis.doubled_data()
+    assert changes.pop("weight") == pytest.approx(1, rel=1e-12)
+    assert max(changes.values()) < 1e-12
+
+
 def test_a_shift_of_the_features_changes_a_layer_normalized_output_and_a_common_one_of_the_sums_does_not():
     features, common = analysis.shifted_cases()
     assert features > 0.1
@@ -54,7 +60,13 @@ def test_what_figure_6_shows():
     assert "780 of 780" in bands
     assert "no norm 47 of 47, layer norm 55 of 55" in bands
     assert "at 16 of the first 22 points" in baseline
+    assert "batch norm gets to 1e-4 at point 48 only" in baseline
     assert "0.22 points with layer norm, 0.91 with batch norm and 0.06 with none" in baseline
+
+
+def test_both_curves_of_figure_1_get_worse_after_their_best():
+    shown = " ".join(finding("figure-1").shown)
+    assert "R@1 from 42.1 to 41.0 with layer norm, from 40.8 to 39.7 without" in shown
 
 
 def test_every_number_is_one():
@@ -75,5 +87,5 @@ def test_each_has_a_command_that_shows_it(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["findings", "--only", "figure-4"])
     main()
     assert "1.33 to 1.58 times" in capsys.readouterr().out
-    with pytest.raises(Mistake, match="figure-9 is not a finding; choose one of factor-half, figure-1"):
+    with pytest.raises(Mistake, match="figure-9 is not a finding; choose one of table-1, factor-half, figure-1"):
         finding("figure-9")

@@ -13,6 +13,7 @@ from experiments.invariance import (
     glm_inputs,
     table_row,
 )
+from ln.reference import layer_norm
 
 PAPER = {
     "batch": [True, False, True, True, True, False],
@@ -81,3 +82,28 @@ def test_what_the_paper_says_outside_its_table(images: torch.Tensor) -> None:
     drift = {norm: row["summed_inputs_drift"] for norm, row in rows.items()}
     assert drift["layer"] < 0.01
     assert drift["none"] > 3
+
+
+def test_section_5_1_normalizing_the_inputs_alone_is_invariant_to_no_change_of_the_weights() -> None:
+    x = torch.randn(20, 12, dtype=torch.float64)
+    weights = torch.randn(8, 12, dtype=torch.float64)
+    normalized = (x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True, unbiased=False)
+    before = normalized @ weights.T
+    for changed in (3 * weights, weights + torch.randn(12, dtype=torch.float64)):
+        assert (normalized @ changed.T - before).norm() > 0.1 * before.norm()
+
+
+def test_section_3_weight_norm_is_another_parameterization_and_layer_norm_is_none() -> None:
+    """Weight norm is a linear layer of other weights, whatever the input; no linear layer does what layer norm does."""
+    torch.manual_seed(0)
+    x = torch.randn(200, 6, dtype=torch.float64)  # (N, D)
+    weights, gain = torch.randn(4, 6, dtype=torch.float64), torch.rand(4, dtype=torch.float64) + 0.5
+
+    def misfit(outputs: torch.Tensor) -> float:
+        """What the best linear layer of x leaves of them, as a share."""
+        inputs = torch.cat([x, torch.ones(len(x), 1, dtype=torch.float64)], 1)
+        fitted = inputs @ torch.linalg.lstsq(inputs, outputs).solution
+        return float((outputs - fitted).norm() / outputs.norm())
+
+    assert misfit(x @ (gain[:, None] * weights / weights.norm(dim=1, keepdim=True)).T) < 1e-12
+    assert misfit(layer_norm(x @ weights.T, gain, eps=0.0)) > 0.1

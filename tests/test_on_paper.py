@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from ln.suite.config import names
+from ln.suite.judging.checks import drawn_curve, target_for
 from ln.suite.judging.claims import Check, load_claims
 from ln.suite.judging.on_paper import OnPaper, on_paper
 from ln.suite.judging.published import published_curves
@@ -50,6 +52,24 @@ def test_by_the_baselines_best_figure_6_is_never_faster_than_the_baseline() -> N
     assert shown(check).text == "0.55 of none's updates to 0.0001, never to its best"
 
 
+def test_fixed_targets_are_nine_tenths_of_the_way_to_the_published_baselines_best() -> None:
+    exempt = {"mnist_faster_b128", "mnist_faster_than_baseline_b128"}  # where Figure 6's curves have parted
+    seen = 0
+    for group in names("claims"):
+        for claim in load_claims(group).claims:
+            for check in claim.checks:
+                drawn = drawn_curve(check, check.baseline, check.baseline_experiment) if check.baseline else None
+                if check.target is None or drawn is None or claim.id in exempt:
+                    continue
+                whole = replace(check, target=None)
+                usual = target_for(whole, [run(0, list(drawn.y), metric=check.metric)])
+                assert usual is not None
+                span = abs(usual - drawn.y[0])
+                assert abs(check.target - usual) < 0.03 * span, (claim.id, check.quantity, check.target, usual)
+                seen += 1
+    assert seen == 17
+
+
 def test_recalls_by_the_baselines_best() -> None:
     texts = [shown(check).text for check in checks_of("order_embeddings", "order_speedup")]
     assert [text.rsplit(", ", 1)[1] for text in texts] == ["0.65 to its best", "0.52 to its best", "0.57 to its best"]
@@ -79,8 +99,8 @@ def test_what_the_paper_does_not_draw_has_no_number() -> None:
     assert on_paper(checks_of("draw", "draw_bound_none")[0]) is None  # after 200 epochs, of which it draws 100
 
 
-def run(seed: int, values: list[float], status: str = "complete") -> Measured:
-    records = [{"step": 430 * i, "epoch": float(i), "train_nll": v} for i, v in enumerate(values, 1)]
+def run(seed: int, values: list[float], status: str = "complete", metric: str = "train_nll") -> Measured:
+    records = [{"step": 430 * i, "epoch": float(i), metric: v} for i, v in enumerate(values, 1)]
     info = {"status": status, "identity": {"seed": seed}, "data": {"status": "original", "name": "MNIST"}}
     return Measured(info, records)
 

@@ -16,7 +16,7 @@ WARMUP = 1
 
 @dataclass
 class CostSettings(Settings):
-    rounds: int = 4  # timed steps of each network
+    rounds: int = 2  # timed steps of each network
 
 
 class StepCost(SkipThoughtsTask):

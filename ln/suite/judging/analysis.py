@@ -53,6 +53,22 @@ def gain_information() -> tuple[float, float, float]:
     return float(exact), float((covariance * normalized**2).mean()), float(covariance.mean())
 
 
+def doubled_data() -> dict[str, float]:
+    """By which part of their norm a layer's normalized summed inputs change when the whole dataset is doubled, for each
+    norm of Table 1."""
+    generator = _generator()
+    x = torch.randn(CASES, INPUTS, dtype=torch.float64, generator=generator)
+    weights = torch.randn(UNITS, INPUTS, dtype=torch.float64, generator=generator)
+    gain = torch.ones(UNITS, dtype=torch.float64)
+    normalized: dict[str, Callable[[Tensor], Tensor]] = {
+        "batch": lambda a: (a - a.mean(0)) / a.std(0, unbiased=False),
+        "weight": lambda a: a / weights.norm(dim=1),
+        "layer": lambda a: layer_norm(a, gain, eps=0.0),
+    }
+    a = x @ weights.T
+    return {norm: float((f(2 * a) - f(a)).norm() / f(a).norm()) for norm, f in normalized.items()}
+
+
 def shifted_cases() -> tuple[float, float]:
     """By which part of its norm a layer-normalized layer's output changes when one number is added to all features of
     a case, and when it is added to all of its summed inputs."""

@@ -73,7 +73,7 @@ class Check:
     proportion: bool = False  # the metric is a share of a split's examples,
     scale: float = 1.0  # in percent where this is 100,
     queries: int = 1  # of each of which so many questions are asked
-    published: float | None = None
+    published: float | None = None  # a metric's value or, of `better`, the difference
     tolerance: float | None = None
     within: tuple[float | None, ...] = ()  # a range in words, as numbers
     target: float | None = None  # fixed, from the paper's own curve; for runs of the paper's whole protocol
@@ -120,8 +120,10 @@ class Claim:
     def published(self) -> str:
         if self.published_text:
             return self.published_text
-        number = self.checks[0].published if self.checks else None
-        return "in words" if number is None else f"{number:g}"
+        check = self.checks[0] if self.checks else None
+        if check is not None and check.published is not None:
+            return f"by {check.published:g}" if check.kind == BETTER else f"{check.published:g}"
+        return "in words" if check is None or check.share is None else f"in {check.share:g} of the updates"
 
     @property
     def experiment(self) -> str:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ln.norms import NORMS
 from ln.suite.errors import Mistake
 from ln.suite.judging import analysis
 from ln.suite.judging.reading import best, common, curve, percent, reach, resampled_shares, share_to_best, smooth
@@ -60,30 +61,31 @@ def figure_1() -> Disagreement:
     share = share_to_best(ours, theirs, lower=False)
     assert share is not None
     low, high = np.quantile(resampled_shares(ours, theirs, 9), (0.05, 0.95))
-    parts = {}
+    parts, falls = {}, {}
     for k in (1, 5, 10):
         one, other = (curve("order_embeddings", f"valid_image_r{k}", norm) for norm in ("layer", "none"))
         parts[k] = (share_to_best(one, other, lower=False), best(one, lower=False)[0] / best(other, lower=False)[0])
+        falls[k] = [f"from {best(c, lower=False)[1]:.1f} to {np.mean(c.y[-30:]):.1f}" for c in (one, other)]
     return Disagreement(
         "figure-1",
         "Order embeddings: 60 % of which time?",
         "section 6.1, Figure 1",
         "Layer norm converges to its best validation model in 60 % of the time that the baseline takes.",
-        f"layer norm passes the baseline's best sum of recalls after {percent(share)} of its updates, but has its "
-        "own best "
-        f"after {percent(own / base)}; one run of each cannot tell 60 % from {percent(low)} or {percent(high)}",
+        f"layer norm passes the baseline's best sum of recalls after {percent(share)} of its updates, but has its own "
+        f"best after {percent(own / base)}; one run of each cannot tell 60 % from {percent(low)} or {percent(high)}",
         (
-            f"By the sum of recalls that selects the checkpoint, layer norm reaches the baseline's best "
-            f"(update {base:,.0f}) at {percent(share)} of the updates. Its own best, which is what the sentence "
-            "speaks of, comes "
-            f"at update {own:,.0f}: {percent(own / base)}.",
+            "By the sum of recalls that selects the checkpoint, layer norm reaches the baseline's best (update "
+            f"{base:,.0f}) at {percent(share)} of the updates. Its own best, which is what the sentence speaks of, "
+            f"comes at update {own:,.0f}: {percent(own / base)}.",
             "By R@1, R@5 and R@10 alone the baseline's best is reached after "
             + ", ".join(percent(a) for a, _ in parts.values())
             + "; the own bests compare as "
             + ", ".join(percent(b) for _, b in parts.values())
             + ".",
-            f"With the noise of single validations put on again, the first ratio lies in [{low:.2f}, {high:.2f}] "
-            "(90 %).",
+            f"With the noise of single validations put on again, the first ratio lies in [{low:.2f}, {high:.2f}] (90 "
+            "%).",
+            f"Both get worse again after their best: R@1 {falls[1][0]} with layer norm, {falls[1][1]} without (mean "
+            "of the last 30 validations).",
             f"The axis goes to 300 validations; layer norm is drawn to {ours.x[-1] / 300:.0f} and the baseline to "
             f"{theirs.x[-1] / 300:.0f}, so the two were not trained for the same time.",
         ),
@@ -110,20 +112,16 @@ def figure_2() -> Disagreement:
         "Layer norm trains faster and converges to a better validation result than the baseline and the batch norm "
         "variants.",
         f"faster, clearly; better by {gaps['BN-LSTM']:.1f} to {gaps['LSTM']:.1f} points of error where one standard "
-        "error is "
-        f"{error:.1f}, in one run each, and layer norm then drifts from {lowest:.1f} to {last:.1f} %",
+        f"error is {error:.1f}, in one run each, and layer norm then drifts from {lowest:.1f} to {last:.1f} %",
         (
             f"Layer norm's lowest error is {lowest:.2f} % at update {at:,.0f}; it lies below the best of "
             + ", ".join(f"{name} by {gap:.2f}" for name, gap in gaps.items())
             + f" points. One standard error of such an error rate is {error:.2f} points, and each curve is one run.",
-            f"The mean of layer norm's last 30 validations is {last:.2f} %: it gets worse again while the baseline "
-            "is "
+            f"The mean of layer norm's last 30 validations is {last:.2f} %: it gets worse again where the baseline is "
             "still falling.",
             f"Every one of the {len(drawn)} errors drawn is a multiple of 1/{QUESTIONS:,}, 61 full batches of 64 "
-            "questions "
-            f"(largest remainder {off:.2f} of a question, as far as five digits tell): the last, partial batch of "
-            "the "
-            "validation set is not counted.",
+            f"questions (largest remainder {off:.2f} of a question, as far as five digits tell): the last, partial "
+            "batch of the validation set is not counted.",
         ),
     )
 
@@ -153,18 +151,14 @@ def table_3() -> Disagreement:
         "section 6.3, Table 3 against Figure 3",
         "Table 3 compares the models with and without layer norm after 1M iterations.",
         f"the row without layer norm is Figure 3's checkpoint {theirs} ({50 * theirs}k updates), the row with it "
-        "checkpoint "
-        f"{ours} (1M); at equal length the gain on CR is {equal[3]:+.2f}, not {printed[3]:+.1f}",
+        f"checkpoint {ours} (1M); at equal length the gain on CR is {equal[3]:+.2f}, not {printed[3]:+.1f}",
         (
             f"“Ours” agrees with Figure 3's baseline in {agree['none'][theirs - 1]} of 6 numbers at checkpoint "
-            f"{theirs}, "
-            f"{50 * theirs},000 updates, at most {second} at any other, and {agree['none'][-1]} at the last; “Ours + "
-            "LN” "
-            f"agrees in {agree['layer'][-1]} of 6 at the last.",
+            f"{theirs}, {50 * theirs},000 updates, at most {second} at any other, and {agree['none'][-1]} at the "
+            f"last; “Ours + LN” agrees in {agree['layer'][-1]} of 6 at the last.",
             f"As printed the differences are {told(printed)}; at 1M updates of both they are {told(equal)}.",
             f"The sentence itself stands: layer norm is better at {above} of {drawn['none'].size} checkpoints of the "
-            "six "
-            "panels.",
+            "six panels.",
         ),
     )
 
@@ -180,7 +174,7 @@ def figure_4() -> Disagreement:
         assert mine is not None
         assert other is not None
         ratios.append(other / mine)
-    _, one, two = common(none, weight)
+    shared, one, two = common(none, weight)
     noise = [
         float(np.std(np.diff([y for x, y in zip(c.x, c.y, strict=True) if x >= 60])) / np.sqrt(2))
         for c in (none, layer)
@@ -191,17 +185,15 @@ def figure_4() -> Disagreement:
         "section 6.4, Figure 4",
         "Layer norm converges almost twice as fast as the baseline.",
         f"the epochs needed for equal bounds differ by a factor of {min(ratios):.1f} to {max(ratios):.1f}; the "
-        "baseline's "
-        f"best is reached after {share:.2f} of its epochs, not half",
+        f"baseline's best is reached after {share:.2f} of its epochs, not half",
         (
             f"Layer norm reaches the baseline's best of the 100 epochs drawn after {share:.2f} of them.",
-            f"Between {levels[0]:g} and {levels[-1]:g} nats the baseline needs {min(ratios):.2f} to "
-            f"{max(ratios):.2f} times "
-            "the epochs (curves averaged over 5 epochs); below 86 nats "
-            f"{min(ratios[7:]):.2f} to {max(ratios[7:]):.2f}.",
+            f"Between {levels[0]:g} and {levels[-1]:g} nats the baseline needs {min(ratios):.2f} to {max(ratios):.2f} "
+            f"times the epochs (curves averaged over 5 epochs); below 86 nats {min(ratios[7:]):.2f} to "
+            f"{max(ratios[7:]):.2f}.",
             "Weight norm, drawn but not mentioned, lies on the baseline: better at "
-            f"{percent(float(np.mean(two < one)))} of the "
-            f"epochs, by {np.median(one - two):.2f} nats in the median; single epochs scatter by {noise[0]:.2f}.",
+            f"{percent(float(np.mean(two < one)))} of the epochs from {shared[0]:.0f} on, by "
+            f"{np.median(one - two):.2f} nats in the median; single epochs scatter by {noise[0]:.2f}.",
             f"The final 82.36 against 82.09 nats differ by 0.27, about one such scatter ({noise[0]:.2f} without, "
             f"{noise[1]:.2f} with layer norm).",
         ),
@@ -222,16 +214,13 @@ def figure_5() -> Disagreement:
         "section 6.5, Figure 5",
         "Layer norm converges to a log likelihood comparable to the baseline's, but much faster.",
         f"layer norm ends {ends['none'] - ends['layer']:.0f} nats better on the test curve and passes the baseline's "
-        "best "
-        f"after {percent(share)} of its updates; its training curve stops at {end:,.0f} of 190,600 updates",
+        f"best after {percent(share)} of its updates; its training curve stops at {end:,.0f} of 190,600 updates",
         (
-            f"Mean of the last 100 points of the test curves: {ends['layer']:.1f} with layer norm, "
-            f"{ends['none']:.1f} "
+            f"Mean of the last 100 points of the test curves: {ends['layer']:.1f} with layer norm, {ends['none']:.1f} "
             f"without, {ends['none'] - ends['layer']:.1f} nats apart.",
             f"Layer norm reaches the baseline's best after {share:.3f} of its updates, {1 / share:.0f} times sooner.",
-            f"Its training curve is drawn to update {end:,.0f} only, the others to about "
-            f"{test['none'].x[-1]:,.0f}; at its end training is {gap:.0f} nats better than test (means of 21 "
-            "points).",
+            f"Its training curve is drawn to update {end:,.0f} only, the others to about {test['none'].x[-1]:,.0f}; "
+            f"at its end training is {gap:.0f} nats better than test (means of 21 points).",
         ),
     )
 
@@ -260,17 +249,14 @@ def figure_6_bands() -> Disagreement:
         "section 6.6, Figure 6",
         "Curves with shaded bands, of which nothing is said.",
         "each point is the mean of two consecutive evaluations of one run and the band is these two: no spread over "
-        "seeds "
-        "is shown anywhere in the paper",
+        "seeds is shown anywhere in the paper",
         (
             f"All {whole} of {len(errors)} ends of the test-error bands are whole numbers of the 10,000 test images, "
-            "and each "
-            "line runs in the middle: two evaluations a point, not a standard deviation of more.",
-            f"Where the training likelihood falls steadily, the ends chain as high, low, next high, next low: "
+            "and each line runs in the middle: two evaluations a point, not a standard deviation of more.",
+            "Where the training likelihood falls steadily, the ends chain as high, low, next high, next low: "
             f"{falling[0]} of {falling[1]} steps go down (no norm {chains['none'][0]} of {chains['none'][1]}, layer "
-            "norm "
-            f"{chains['layer'][0]} of {chains['layer'][1]}). Two independent runs would not.",
-            "So the 65 points are 130 evaluations of one run for each curve.",
+            f"norm {chains['layer'][0]} of {chains['layer'][1]}). Two independent runs would not.",
+            "So the 65 points are best read as 130 evaluations of one run for each curve; the paper does not say.",
         ),
     )
 
@@ -282,7 +268,7 @@ def figure_6_baseline() -> Disagreement:
     sooner = sum(b < a for a, b in zip(nll["layer"].y[:first], nll["batch"].y[:first], strict=True))
     below = sum(b < a for a, b in zip(error["layer"].y, error["batch"].y, strict=True))
     images = 10_000 * (error["batch"].y[-1] - error["layer"].y[-1])
-    falls = {norm: reach(range(65), nll[norm].y, 1e-4, lower=True) for norm in ("layer", "none")}
+    falls = {norm: reach(range(65), of.y, 1e-4, lower=True) for norm, of in nll.items()}
     loses = {}
     for norm in nll:
         one, other = (np.mean(curve(f"mnist_b{batch}", "test_error", norm).y[-20:]) for batch in (128, 4))
@@ -293,23 +279,19 @@ def figure_6_baseline() -> Disagreement:
         "section 6.6, Figure 6",
         "Layer norm is robust to the batch size and trains faster than batch norm on all layers.",
         f"at batch 128 the network without a norm ends lowest ({nll['none'].y[-1]:.1e} against "
-        f"{nll['layer'].y[-1]:.1e} "
-        f"nats), hidden by the legend, and batch norm is ahead of layer norm at {sooner} of the first {first} points",
+        f"{nll['layer'].y[-1]:.1e} nats), hidden by the legend, and batch norm is ahead of layer norm at {sooner} of "
+        f"the first {first} points",
         (
             f"Train NLL at the end, batch 128: no norm {nll['none'].y[-1]:.1e}, layer norm {nll['layer'].y[-1]:.1e}, "
-            "batch norm "
-            f"{nll['batch'].y[-1]:.1e}. The baseline falls below 1e-4 at point {falls['none']:.0f} behind the "
-            "legend, layer norm "
-            f"at {falls['layer']:.0f}.",
+            f"batch norm {nll['batch'].y[-1]:.1e}. The baseline falls below 1e-4 at point {falls['none']:.0f} behind "
+            f"the legend, layer norm at {falls['layer']:.0f}.",
             f"Before layer norm's own fall batch norm has the lower likelihood at {sooner} of the first {first} "
-            "points: over "
-            "so many epochs the figure contradicts “trains faster than batch norm”.",
+            "points: over so many epochs the figure contradicts “trains faster than batch norm”. Over all 65 it bears "
+            f"it out: batch norm gets to 1e-4 at point {falls['batch']:.0f} only.",
             f"Batch norm's test error is below layer norm's at {below} of 65 points and ends {images:.0f} images of "
-            "10,000 "
-            "above it.",
-            "From batch 128 to batch 4 the test error (mean of the last 20 points) rises by "
-            f"{loses['layer']:.2f} points with layer norm, {loses['batch']:.2f} with batch norm and "
-            f"{loses['none']:.2f} with none.",
+            "10,000 above it.",
+            f"From batch 128 to batch 4 the test error (mean of the last 20 points) rises by {loses['layer']:.2f} "
+            f"points with layer norm, {loses['batch']:.2f} with batch norm and {loses['none']:.2f} with none.",
         ),
     )
 
@@ -325,10 +307,10 @@ def factor_half() -> Disagreement:
         f"{distance:.3g}",
         (
             "The w-w block of equation 13 has g²/σ², and σ doubles with the weights. In a weight-normalized logistic "
-            "unit "
-            f"the Fisher matrix by automatic differentiation changes by {curvature:.6f}, the distance √(δᵀFδ) by "
+            f"unit the Fisher matrix by automatic differentiation changes by {curvature:.6f}, the distance √(δᵀFδ) by "
             f"{distance:.6f}.",
-            "Measured on networks too: `make reproduce-invariance`.",
+            "The blocks of w with bias and gain, and the gradient, do change by 1/2. Measured on networks too: `make "
+            "reproduce-invariance`.",
         ),
     )
 
@@ -340,19 +322,17 @@ def equation_32() -> Disagreement:
         "Equation 32 does not follow from equation 13",
         "appendix, equation 32 against equation 13",
         "Under batch norm the metric along the gains is the expected covariance of the outputs alone, so it depends "
-        "only "
-        "on the size of the prediction error.",
+        "only on the size of the prediction error.",
         f"the normalized input â² is missing: for a logistic unit the Fisher information of the gain is {exact:.4f}, "
-        "equation "
-        f"13 gives {by_13:.4f}, equation 32 {by_32:.4f}",
+        f"equation 13 gives {by_13:.4f}, equation 32 {by_32:.4f}",
         (
             "Equation 13's entry for two gains has (a_i - μ_i)(a_j - μ_j)/(σ_i σ_j) inside the expectation; equation "
-            "32 leaves it "
-            "out for batch norm, and equations 33 and 34 keep it for the other two norms.",
+            "32 leaves it out for batch norm, and equations 33 and 34 keep it for the other two norms.",
             f"One batch-normalized logistic unit, {analysis.CASES:,} cases, float64: Fisher information of the gain "
-            "from the "
-            f"scores themselves {exact:.6f}, by equation 13 {by_13:.6f}, by equation 32 {by_32:.6f}.",
+            f"from the scores themselves {exact:.6f}, by equation 13 {by_13:.6f}, by equation 32 {by_32:.6f}.",
             "The two agree only where the outputs' covariance does not depend on the input, as for a Gaussian unit.",
+            "That the metric depends on the size of the prediction error only is loose for layer norm too: equation "
+            "33 has the normalized inputs.",
         ),
     )
 
@@ -365,17 +345,52 @@ def shifted_features() -> Disagreement:
         "conclusion, against Table 1",
         "Layer norm is invariant to per training-case feature shifting and scaling.",
         f"shifting a case's inputs changes a layer-normalized output by {percent(features)}; only a shift common to "
-        "all summed inputs "
-        f"leaves it as it is ({common_shift:.0e})",
+        f"all summed inputs leaves it as it is ({common_shift:.0e})",
         (
-            f"Adding one number to all 64 features of a case changes the output of a layer-normalized layer by "
+            "Adding one number to all 64 features of a case changes the output of a layer-normalized layer by "
             f"{percent(features)} of its norm; adding it to all summed inputs by {common_shift:.1e}.",
             "Table 1 has no such column; its “dataset re-centering”, the nearest, says no for layer norm.",
         ),
     )
 
 
+def rescaled_data() -> Disagreement:
+    changes = analysis.doubled_data()
+    return Disagreement(
+        "table-1",
+        "Weight norm is not invariant to re-scaling the data",
+        "section 5.1, against Table 1",
+        "All the normalization methods are invariant to re-scaling the dataset.",
+        "Table 1 says no for weight norm and is right: doubling the data changes its output by "
+        f"{percent(changes['weight'])}",
+        (
+            "Change of a layer's summed inputs after the norm, in parts of their norm, when all data are doubled: "
+            + ", ".join(f"{NORMS[norm].label} {change:.2g}" for norm, change in changes.items())
+            + ".",
+        ),
+    )
+
+
+def slips() -> Disagreement:
+    return Disagreement(
+        "slips",
+        "Slips of notation",
+        "section 3, appendix",
+        "The definitions that a reader implements.",
+        "the appendix calls the gains additive and starts them at zero; they are read as multiplicative and start at "
+        "1 here, as in the authors' code",
+        (
+            "The appendix' paragraphs on the LSTM and on DRAW call α and β the additive and multiplicative "
+            "parameters, started at zeros and ones; its equation 15 makes α the gain and β the bias.",
+            "Section 3 takes the mean and deviation “for layer normalization and batch normalization” from “Eq. 2 and "
+            "3”, which have them in the reverse order.",
+            "Equation 35's first vector has w_j / ||w_i|| where it must have w_j / ||w_j||.",
+        ),
+    )
+
+
 FINDINGS: dict[str, Callable[[], Disagreement]] = {
+    "table-1": rescaled_data,
     "factor-half": factor_half,
     "figure-1": figure_1,
     "figure-2": figure_2,
@@ -386,4 +401,5 @@ FINDINGS: dict[str, Callable[[], Disagreement]] = {
     "figure-6-baseline": figure_6_baseline,
     "conclusion-shift": shifted_features,
     "equation-32": equation_32,
+    "slips": slips,
 }
