@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ln import checks, kernels
+from ln.kernels import gate
 from ln.norms import NormConfig
 from ln.reference import Params, Stats
 
-_GATES = {"lstm": 4, "gru": 3, "rnn": 1}
 _FIELD = {"input": "ih", "recurrent": "hh", "cell": "c", "sum": "ih"}
 _PLAIN = NormConfig("none")
 
@@ -64,7 +64,7 @@ class NormalizedRecurrence(nn.Module):
         """Register the parameters and buffers of one layer in one direction; `states` names its learned initial
         states."""
         H = self.hidden_size
-        G = _GATES[self.cell] * H
+        G = gate.GATES[self.cell] * H
         self._suffixes.append(suffix)
         sizes: dict[str, tuple[int, ...]] = {}
         for name, columns in (("weight_ih", input_size), ("weight_hh", H)):

@@ -23,7 +23,7 @@ from ln.reference import Params, Stats
 TRACING = "torch.jit.trace"
 WATCHED = "a torch dispatch mode"
 _PLAIN = (Tensor, Parameter)
-_GATES = {"lstm": 4, "gru": 3, "rnn": 1}
+GATES = {"lstm": 4, "gru": 3, "rnn": 1}  # summed inputs of a unit
 
 
 def beyond_eager(tensors: Iterable[Tensor | None]) -> str | None:
@@ -114,7 +114,7 @@ def check_call(
     if reason and not can_run(backend, reason):
         raise RuntimeError(refusal(backend, reason))
     (T, B, D), H = x.shape, h0.shape[-1]
-    G = _GATES[cell] * H
+    G = GATES[cell] * H
     dtype, device = x.dtype, x.device
     sizes = ((G, D), (G, H), (G,), (G,), (G,), (G,), (H,), (H,), (G,))
     for size, value in zip(((B, H), (B, H), *sizes), (h0, c0, *p), strict=True):

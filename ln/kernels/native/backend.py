@@ -26,6 +26,7 @@ _IMPLEMENTED = (
     Statistics("features", centred=False),
     Statistics("batch", centred=True),
 )
+_CELLS = ("lstm", "gru")  # in the order of native.cpp
 _SITE_BITS = {"input": 1, "recurrent": 2, "cell": 4}
 _PARAMETERS = ("w_ih", "w_hh", "b_ih", "b_hh", "g_ih", "g_hh", "g_c", "b_c", "inner")  # the fields of Params, in order
 _STATISTICS = ("mean_x", "var_x", "mean_h", "var_h", "mean_c", "var_c")  # the fields of Stats, in order
@@ -100,12 +101,12 @@ def _rows(x: Tensor, ragged: _Ragged | None) -> int:
 
 @dataclass
 class _Call:
-    """One call: what is not a tensor that takes a gradient, and the statistics that came out of it."""
+    """What of a call is not a tensor that takes a gradient."""
 
     cell: str
     cfg: NormConfig
     ragged: _Ragged | None
-    stats: Stats | None
+    given: Stats | None  # batch statistics to use in place of the batch's own
     recompute: bool
     keep: bool  # a backward pass may follow
     external: bool  # one step: the products are left to torch, which needs no packing of the weights for them
@@ -113,11 +114,11 @@ class _Call:
     def args(
         self, x: Tensor, c0: Tensor | None, params: dict[str, Tensor | None], T: int, B: int, D: int, H: int
     ) -> _Args:
-        a = _Args(T=T, B=B, D=D, H=H, gru=self.cell == "gru", eps=self.cfg.eps, external=self.external)
+        a = _Args(T=T, B=B, D=D, H=H, cell=_CELLS.index(self.cell), eps=self.cfg.eps, external=self.external)
         a.columns, a.centred = self.cfg.traits.axis == "batch", self.cfg.traits.centred
         a.sites = sum(_SITE_BITS[site] for site in self.cfg.sites_for(self.cell))
-        a.given_stats = self.stats is not None
-        G = (3 if self.cell == "gru" else 4) * H
+        a.given_stats = self.given is not None
+        G = gate.GATES[self.cell] * H
         a.threads = 1 if self.external and B * G < 1 << 16 else torch.get_num_threads()
         a.chunk = max(1, min(T, (_SMALL_CHUNK if G * (D + H) <= _SMALL_WEIGHTS else _CHUNK_FLOATS) // (B * G)))
         for name, tensor in {"x": x, "c0": c0, **params}.items():
@@ -162,13 +163,13 @@ def _forward(
     params = dict(zip(_PARAMETERS, parameters, strict=True))
     (T, B, D), H = x.shape, h0.shape[1]
     a = call.args(x, c0, params, T, B, D, H)
-    G = (3 if a.gru else 4) * H
+    G = gate.GATES[call.cell] * H
     # A thread owns units under batch norm; fewer than 16 of them would leave its vectors empty.
     a.groups = max(1, min(a.threads, H // 16)) if a.columns and not call.external else 1
     hs = POOL.empty(T + 1, B, H)
     hs[0] = h0
     out = torch.from_numpy(hs.numpy()[1:])  # the same memory, but no view to autograd, so users may change it in place
-    c = None if a.gru else POOL.empty(T, B, H)
+    c = POOL.empty(T, B, H) if call.cell == "lstm" else None
     ax = ah = None
     if call.external:
         assert parameters[0] is not None
@@ -179,11 +180,11 @@ def _forward(
         ah = POOL.empty(rows, G)
         ax = None if D <= _CHEAP_INPUT else POOL.empty(rows, G)
     rs = None if a.columns else POOL.empty(T, B, 8)
-    stats = call.stats
+    stats = call.given
     if a.columns and stats is None:
         on = [a.sites & bit for bit in (1, 2, 4) for _ in range(2)]
         stats = Stats(*(torch.zeros(T, G if i < 4 else H) if on[i] else None for i in range(6)))
-    last = [torch.empty(B, H) for _ in range(1 if a.gru else 2)]
+    last = [torch.empty(B, H) for _ in range(2 if call.cell == "lstm" else 1)]
     tensors = {"hs": hs, "c": c, "ax": ax, "ah": ah, "rs": rs, "h_last": last[0], "c_last": last[-1]}
     for name, tensor in {**tensors, **dict(zip(_STATISTICS, stats or (), strict=False))}.items():
         _point(a, name, tensor)
@@ -197,26 +198,27 @@ class _Sequence(torch.autograd.Function):
         ctx: Any, call: _Call, x: Tensor, h0: Tensor, c0: Tensor | None, *parameters: Tensor | None
     ) -> tuple[Tensor, ...]:
         saved, outputs = _forward(call, x, h0, c0, *parameters)
-        call.stats, ctx.trained = saved.stats, call.stats is None
         ctx.call, ctx.saved = call, saved
         # h0 for its own graph alone, since hs begins with its values; the output, so that a change in place is noticed.
         ctx.save_for_backward(x, h0 if h0.requires_grad else None, c0, *parameters, outputs[0])
         ctx.set_materialize_grads(False)
-        return tuple(outputs)
+        measured = () if saved.stats is None or call.given is not None else saved.stats
+        ctx.mark_non_differentiable(*(s for s in measured if s is not None))
+        return (*outputs, *measured)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         call, saved = ctx.call, ctx.saved
+        grads = grads[: 3 if call.cell == "lstm" else 2]  # what follows are statistics
         x, h0, c0, *parameters, _ = ctx.saved_tensors
         if gate.differentiates_further(grads):
             inputs = (x, saved.hs[0] if h0 is None else h0, c0, *parameters)
-            lengths, given = call.ragged and call.ragged.lengths, None if ctx.trained else saved.stats
-            needed = ctx.needs_input_grad[1:]
-            return None, *gate.reference_gradients(call.cell, call.cfg, lengths, given, inputs, needed, grads)
+            lengths, needed = call.ragged and call.ragged.lengths, ctx.needs_input_grad[1:]
+            return None, *gate.reference_gradients(call.cell, call.cfg, lengths, call.given, inputs, needed, grads)
         params = dict(zip(_PARAMETERS, parameters, strict=True))
         (T, B, D), H = x.shape, saved.hs.shape[2]
         a = call.args(x, c0, params, T, B, D, H)
-        a.groups, a.given_stats = saved.groups, not ctx.trained
+        a.groups = saved.groups
         grads = tuple(None if g is None else g.contiguous() for g in grads)
         dout, dh_last, dc_last = (*grads, None)[:3]
         names = ("x", "h0", "c0", *_PARAMETERS)
@@ -231,7 +233,7 @@ class _Sequence(torch.autograd.Function):
         G = params["w_hh"].shape[0]
         if call.external:
             dah = torch.empty(B, G)
-            dax = dah if a.sites in (0, 4) and not a.gru else torch.empty(B, G)
+            dax = dah if a.sites in (0, 4) and call.cell == "lstm" else torch.empty(B, G)
             _point(a, "dax", dax)
             _point(a, "dah", dah)
         tensors = {"hs": saved.hs, "c": saved.c, "ax": saved.ax, "ah": saved.ah, "rs": saved.rs}
@@ -272,11 +274,14 @@ def _sequence(
     recompute = recompute or (stored > _MOST_STORED and h0.shape[1] <= _CHEAP_STATE)
     call = _Call(cell, cfg, ragged, given, recompute, keep, external=x.shape[0] == 1 and ragged is None)
     if keep:
-        outputs = list(_Sequence.apply(call, *inputs))
+        count = 3 if cell == "lstm" else 2
+        found = _Sequence.apply(call, *inputs)
+        outputs, measured = list(found[:count]), found[count:]
+        used = Stats(*measured) if measured else given
     else:
         saved, outputs = _forward(call, *inputs)  # type: ignore[arg-type]
-        call.stats = saved.stats
-    return outputs if ragged is None else [ragged.restore(t) for t in outputs], call.stats
+        used = saved.stats
+    return outputs if ragged is None else [ragged.restore(t) for t in outputs], used
 
 
 def lstm(

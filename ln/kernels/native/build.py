@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-_SOURCES = (Path(__file__).with_name("native.cpp"), Path(__file__).with_name("gemm.h"))
+_SOURCES = tuple(Path(__file__).with_name(name) for name in ("native.cpp", "cells.h", "gemm.h"))
 _FLAGS = ("-O3", "-std=c++17", "-fno-math-errno", "-fPIC", "-fopenmp", "-Wall")
 # By the name torch gives what the processor can do (and ATEN_CPU_CAPABILITY can lower).
 _LEVELS = {"AVX512": ("-march=x86-64-v4", "-mprefer-vector-width=512"), "AVX2": ("-march=x86-64-v3",)}

@@ -1,6 +1,6 @@
 // Vectors of one instruction set, vectorized exp/tanh/sigmoid, and a packed matrix product.
 //
-// The file is compiled for the instruction set of the machine it runs on (native.py picks x86-64-v4, x86-64-v3 or the
+// The file is compiled for the instruction set of the machine it runs on (build.py picks x86-64-v4, x86-64-v3 or the
 // compiler's baseline), so the vector width W and the tile of the micro-kernel are constants here.
 #pragma once
 #include <cstdint>
@@ -18,7 +18,7 @@ constexpr int W = 4, MR = 6;
 #endif
 constexpr int NR = 2 * W;          // columns of a packed panel
 constexpr long KC = 1024;          // summands per block: long, since every block reads and writes C once more
-constexpr long CHAIN_SUMMED = 96;  // where A is transposed, gradients sum over thousands of rows: short chains are more accurate
+constexpr long CHAIN_SUMMED = 96;  // where A is transposed, thousands of rows are summed: short chains are more exact
 constexpr long FETCH_EVERY = 8;    // summands between two fetches from the next panel of B, which has to come from L3
 constexpr long MC = 8 * MR;        // rows per block: a block of A (up to 400 KB) and a panel of B stay in L2
 constexpr long MOST_ROWS = 96;     // so many are still one block, since every block reads all of B
@@ -57,7 +57,7 @@ INLINE vf keep(vf v, Tail t) { return (vf)_mm256_and_ps((__m256)v, _mm256_castsi
 #else
 INLINE vf load(const float* p, Tail t) { float b[W] = {}; for (int i = 0; i < t.n; i++) b[i] = p[i]; return load(b); }
 INLINE void store(float* p, vf v, Tail t) { float b[W]; store(b, v); for (int i = 0; i < t.n; i++) p[i] = b[i]; }
-INLINE vf keep(vf v, Tail t) { float b[W] = {}, s[W]; store(s, v); for (int i = 0; i < t.n; i++) b[i] = s[i]; return load(b); }
+INLINE vf keep(vf v, Tail t) { float b[W]; store(b, v); return load(b, t); }
 #endif
 
 INLINE float sum(vf v) {
@@ -75,7 +75,8 @@ template <class F> INLINE void lanes(long n, F f) {
     if (j < n) f(j, Tail{int(n - j)});
 }
 
-// exp(x) - 1 = 2^n (exp(r) - 1) + (2^n - 1) with |r| <= ln(2)/2; no cancellation near 0, so tanh keeps its relative accuracy.
+// exp(x) - 1 = 2^n (exp(r) - 1) + (2^n - 1) with |r| <= ln(2)/2; no cancellation near 0, so tanh keeps its relative
+// accuracy.
 INLINE vf expm1_parts(vf x, vf& scale) {
     const float magic = 12582912.f;  // 1.5 * 2^23: adding it rounds to an integer and leaves it in the low bits
     vf shifted = x * 1.44269504f + magic, n = shifted - magic;
@@ -99,10 +100,12 @@ INLINE vf tanh_(vf x) {
     return e / (e + 2.f);
 }
 
-// One tile: C (mr, width) (+)= A (mr, K) B (K, width); A strides are constants so that every address is base + displacement.
+// One tile: C (mr, width) (+)= A (mr, K) B (K, width); A's strides are constants, so that every address is base +
+// displacement.
 // Sums run over at most CHAIN summands before they are added to C. Meanwhile a share of the next panel of B is fetched.
 template <int M, int NV, int RS, int CS, int CHAIN>
-static void micro(long K, const float* a, const float* b, const float* next, float* c, long ldc, long cols, bool accumulate) {
+static void micro(long K, const float* a, const float* b, const float* next, float* c, long ldc, long cols,
+                  bool accumulate) {
     for (long k0 = 0; k0 < K; k0 += CHAIN, accumulate = true) {
         vf s[M][NV];
 #pragma GCC unroll 16
@@ -157,9 +160,11 @@ static const Micros<1, MR, CHAIN_SUMMED> micro_cols;  // A transposed: the rows 
 INLINE long up(long n, long m) { return (n + m - 1) / m * m; }
 inline long packed_size(long K, long N) { return K * up(N, W); }
 
-// Panels of NR columns, each (K, NR) contiguous; the last one W wide where that is enough. Packs panels first, first + step, ...
+// Panels of NR columns, each (K, NR) contiguous; the last one W wide where that is enough. Packs panels first,
+// first + step, ...
 // Rows are given by a function: by_column: element (k, n) = row(n)[k]; otherwise row(k)[n].
-template <bool BY_COLUMN, class Row> static void pack(long K, long N, Row row, float* out, long first = 0, long step = 1) {
+template <bool BY_COLUMN, class Row>
+static void pack(long K, long N, Row row, float* out, long first = 0, long step = 1) {
     for (long p = first; p * NR < N; p += step) {
         long n0 = p * NR, cols = N - n0 < NR ? N - n0 : NR, width = cols <= W ? W : NR;
         float* o = out + n0 * K;
@@ -177,9 +182,11 @@ template <bool BY_COLUMN, class Row> static void pack(long K, long N, Row row, f
 }
 
 // C (M, N) (+)= A B with A (M, K) row-major, or (K, M) row-major where TRANSPOSED; B packed; scratch of A_BLOCK floats.
-// Each element sums over k in one fixed order whatever the tile, so results do not depend on how rows are dealt to threads.
+// Each element sums over k in one fixed order whatever the tile, so results do not depend on how rows are dealt to
+// threads.
 template <bool TRANSPOSED>
-static void gemm(long M, long N, long K, const float* A, long lda, const float* B, float* C, long ldc, bool accumulate, float* scratch) {
+static void gemm(long M, long N, long K, const float* A, long lda, const float* B, float* C, long ldc, bool accumulate,
+                 float* scratch) {
     const long k_blocks = (K + KC - 1) / KC, kc = (K + k_blocks - 1) / (k_blocks ? k_blocks : 1);
     for (long k0 = 0; k0 < K; k0 += kc, accumulate = true) {
         const long nk = K - k0 < kc ? K - k0 : kc;
@@ -196,7 +203,8 @@ static void gemm(long M, long N, long K, const float* A, long lda, const float* 
                     else for (long k = 0; k < nk; k++) for (long r = 0; r < rows; r++) s[k * MR + r] = a[k * lda + r];
                 }
             } else {
-                for (long m = 0; m < nm; m++) memcpy(scratch + m * A_STRIDE, A + (m0 + m) * lda + k0, sizeof(float) * nk);
+                for (long m = 0; m < nm; m++)
+                    memcpy(scratch + m * A_STRIDE, A + (m0 + m) * lda + k0, sizeof(float) * nk);
             }
             for (long n0 = 0; n0 < N; n0 += NR) {
                 const long cols = N - n0 < NR ? N - n0 : NR, wide = cols > W, width = wide ? NR : W;
@@ -205,8 +213,9 @@ static void gemm(long M, long N, long K, const float* A, long lda, const float* 
                     const long m = begin(tile), rows = begin(tile + 1) - m;
                     float* c = C + (m0 + m) * ldc + n0;
                     const float* next = b + NR * K + tile * (nk / FETCH_EVERY) * width;
-                    if constexpr (TRANSPOSED) micro_cols.at[wide][rows - 1](nk, scratch + tile * MR * KC, b, next, c, ldc, cols, accumulate);
-                    else micro_rows.at[wide][rows - 1](nk, scratch + m * A_STRIDE, b, next, c, ldc, cols, accumulate);
+                    const float* a = scratch + (TRANSPOSED ? tile * MR * KC : m * A_STRIDE);
+                    const Micro run = TRANSPOSED ? micro_cols.at[wide][rows - 1] : micro_rows.at[wide][rows - 1];
+                    run(nk, a, b, next, c, ldc, cols, accumulate);
                 }
             }
         }
