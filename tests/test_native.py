@@ -28,6 +28,7 @@ from ln.kernels.native import memory as native_memory
 from ln.kernels.native.memory import Pool
 from ln.norms import NormConfig
 from ln.reference import Params, Stats
+from tests.recurrent_cases import GATES
 
 pytestmark = pytest.mark.skipif(native.available() is not None, reason=str(native.available()))
 
@@ -41,7 +42,8 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-CELL_SITES = {"lstm": ("input", "recurrent", "cell"), "gru": ("input", "recurrent")}
+CELLS = ("lstm", "gru", "rnn")
+CELL_SITES = {"lstm": ("input", "recurrent", "cell"), "gru": ("input", "recurrent"), "rnn": ("input", "recurrent")}
 FLOOR = 8 * torch.finfo(torch.float32).eps
 
 
@@ -57,7 +59,7 @@ class Problem:
         self, cell: str, cfg: NormConfig, T: int, B: int, D: int, H: int, *, ragged: bool = False, seed: int = 0
     ) -> None:
         g = torch.Generator().manual_seed(seed)
-        G = (4 if cell == "lstm" else 3) * H
+        G = GATES[cell] * H
         sites = cfg.sites_for(cell)
 
         def normal(*shape: int, at: float = 0.0, scale: float = 1.0) -> Tensor:
@@ -73,7 +75,7 @@ class Problem:
             "bias_ih": normal(G, scale=0.1),
             "bias_hh": normal(G, scale=0.1),
         }
-        if "input" in sites:
+        if "input" in sites or "sum" in sites:
             p["gain_ih"] = normal(G, at=cfg.initial_gain, scale=0.1)
         if "recurrent" in sites:
             # Half the usual gain: at 1 these random nets are chaotic, and errors after 33 steps are luck.
@@ -117,8 +119,8 @@ def check(*draws: Problem, stats: Stats | None = None, **options) -> None:
     """Compares with the reference; over several draws of one problem, the geometric mean of error / allowed counts."""
     ratios: dict[str, list[float]] = {}
     for problem in draws:
-        exact = problem.run(reference, torch.float64, stats)
-        plain = problem.run(reference, torch.float32, stats)
+        exact = problem.run(reference, torch.float64, stats, **options)
+        plain = problem.run(reference, torch.float32, stats, **options)
         fast = problem.run(native, torch.float32, stats, **options)
         assert fast.keys() == exact.keys()
         for name, value in exact.items():
@@ -137,7 +139,7 @@ SHAPES = [(1, 3, 1, 1), (3, 1, 17, 65), (17, 3, 1, 17), (5, 65, 3, 100), (3, 17,
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("ragged", [False, True], ids=["full", "ragged"])
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("name", ["none", "layer", "rms", "batch"])
 def test_outputs_and_gradients_match_the_reference(name: str, cell: str, ragged: bool, shape: tuple[int, ...]) -> None:
     T, B, D, H = shape
@@ -153,14 +155,24 @@ def test_every_subset_of_sites(name: str, cell: str, sites: tuple[str, ...]) -> 
     check(Problem(cell, NormConfig(name, sites=sites), 6, 33, 5, 20, ragged=True))
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("D", [1, 17])
 @pytest.mark.parametrize("name", ["layer", "rms"])
 def test_inner_bias(name: str, cell: str, D: int) -> None:
-    check(Problem(cell, NormConfig(name, inner_bias=True), 4, 5, D, 20, ragged=True))
+    cfg = NormConfig(name, sites=CELL_SITES[cell], inner_bias=True)
+    check(Problem(cell, cfg, 4, 5, D, 20, ragged=True))
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("T", [1, 6])
+@pytest.mark.parametrize("name", ["none", "layer", "rms", "batch"])
+def test_a_rectified_rnn(name: str, T: int) -> None:
+    problem = Problem("rnn", NormConfig(name), T, 33, 5, 20, ragged=True)
+    if "gain_ih" in problem.params:
+        problem.params["gain_ih"] /= 2  # so that the states do not grow
+    check(problem, nonlinearity="relu")
+
+
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("T", [1, 5])
 def test_batch_norm_with_given_statistics(cell: str, T: int) -> None:
     problem = Problem(cell, NormConfig("batch"), T, 33, 7, 40, ragged=True)
@@ -168,7 +180,7 @@ def test_batch_norm_with_given_statistics(cell: str, T: int) -> None:
     check(problem, stats=Stats(*(None if s is None else s.detach() * 1.1 + 0.05 for s in used)))
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("name", ["none", "layer", "rms", "batch"])
 def test_steps_match_the_reference(name: str, cell: str) -> None:
     problem = Problem(cell, NormConfig(name), 1, 33, 7, 40)
@@ -191,7 +203,7 @@ def test_steps_match_the_reference(name: str, cell: str) -> None:
         assert (f - e).abs().max() <= 2 * (p - e).abs().max() + FLOOR * e.abs().max().clamp(min=1e-3)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("name", ["none", "layer", "rms", "batch"])
 def test_recompute_gives_the_same_bits(name: str, cell: str) -> None:
     problem = Problem(cell, NormConfig(name), 20, 33, 40, 20, ragged=True)
@@ -200,7 +212,7 @@ def test_recompute_gives_the_same_bits(name: str, cell: str) -> None:
 
 
 @pytest.mark.parametrize("T", [1, 7])
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize("name", ["none", "layer", "rms", "batch"])
 def test_what_lies_past_the_end_is_never_read(name: str, cell: str, T: int) -> None:
     problem = Problem(cell, NormConfig(name), T, 33, 20, 24, ragged=True)
@@ -229,6 +241,7 @@ def test_batch_norm_split_over_threads(threads: int) -> None:
     torch.set_num_threads(threads)
     check(Problem("lstm", NormConfig("batch"), 6, 33, 5, 81, ragged=True))
     check(Problem("gru", NormConfig("batch"), 6, 33, 1, 81))
+    check(Problem("rnn", NormConfig("batch"), 6, 33, 5, 81, ragged=True))
 
 
 def test_a_kept_graph_can_be_used_twice() -> None:
@@ -294,7 +307,7 @@ def test_changing_the_output_in_place_is_noticed() -> None:
 
 
 @pytest.mark.parametrize("name", ["layer", "rms", "batch"])
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", CELLS)
 def test_training_follows_the_reference(cell: str, name: str) -> None:
     """30 steps of SGD; the losses part by no more than those of the reference in float32 and float64, doubled."""
     problem = Problem(cell, NormConfig(name), 6, 33, 10, 32)
@@ -327,7 +340,7 @@ def test_other_instruction_sets(capability: str) -> None:
         pytest.skip("this processor has no AVX2")
     code = (
         "from tests.test_native import *\n"
-        "for cell in ('lstm', 'gru'):\n"
+        "for cell in CELLS:\n"
         "    for name in ('none', 'layer', 'batch'):\n"
         "        check(Problem(cell, NormConfig(name), 5, 33, 18, 41, ragged=True))\n"
         "        check(Problem(cell, NormConfig(name), 3, 33, 3, 7))\n"

@@ -64,6 +64,7 @@ def reference_gradients(
     inputs: Sequence[Tensor | None],
     needed: Sequence[bool],
     grads: Sequence[Tensor | None],
+    nonlinearity: str = "tanh",
 ) -> list[Tensor | None]:
     """The backward pass of the reference, which can be differentiated again.
 
@@ -81,7 +82,8 @@ def reference_gradients(
         x, h0, c0, *params = values
         assert x is not None
         states = tuple(state for state in (h0, c0) if state is not None)
-        output, last, _ = sequence(reference, cell, x, states, Params(*params), cfg, lengths, stats)  # type: ignore[arg-type]
+        p = Params(*params)  # type: ignore[arg-type]
+        output, last, _ = sequence(reference, cell, x, states, p, cfg, lengths, stats, nonlinearity=nonlinearity)
         outputs = (output, *last)
         wanted = [n for n, (v, need) in enumerate(zip(values, needed, strict=True)) if need and v is not None]
         pairs = [(o, g) for o, g in zip(outputs, grads, strict=True) if g is not None and o.requires_grad]

@@ -1,6 +1,7 @@
-"""Backend `native`: LSTM and GRU in C++ for the CPU (native.cpp), with the signatures of `ln.reference`.
+"""Backend `native`: LSTM, GRU and RNN in C++ for the CPU (native.cpp), with the signatures of `ln.reference`.
 
-Shapes: T time, B batch, D input, H hidden, G gates (LSTM 4H: i f g o; GRU 3H: r z n). float32 only; first order only.
+Shapes: T time, B batch, D input, H hidden, G gates (LSTM 4H: i f g o; GRU 3H: r z n; RNN H). float32 only; first order
+only.
 Long sequences can be run with recompute=True: only states are stored, and summed inputs are computed again in backward.
 Of sequences with `lengths` only the real steps are computed: the batch is put in order, longest first.
 """
@@ -26,10 +27,14 @@ _IMPLEMENTED = (
     Statistics("features", centred=False),
     Statistics("batch", centred=True),
 )
-_CELLS = ("lstm", "gru")  # in the order of native.cpp
-_SITE_BITS = {"input": 1, "recurrent": 2, "cell": 4}
-_PARAMETERS = ("w_ih", "w_hh", "b_ih", "b_hh", "g_ih", "g_hh", "g_c", "b_c", "inner")  # the fields of Params, in order
-_STATISTICS = ("mean_x", "var_x", "mean_h", "var_h", "mean_c", "var_c")  # the fields of Stats, in order
+_CELLS = ("lstm", "gru", "rnn")  # in the order of native.cpp
+_SITE_BITS = {"input": 1, "recurrent": 2, "cell": 4, "sum": 2}
+# The fields of Params and of Stats, in order. A sum normalized as one is to native.cpp the recurrent term, which then
+# begins as the input's, and has its gain and statistics.
+_PARAMETERS = ("w_ih", "w_hh", "b_ih", "b_hh", "g_ih", "g_hh", "g_c", "b_c", "inner")
+_STATISTICS = ("mean_x", "var_x", "mean_h", "var_h", "mean_c", "var_c")
+_JOINT_PARAMETERS = ("w_ih", "w_hh", "b_ih", "b_hh", "g_hh", "g_ih", "g_c", "b_c", "inner")
+_JOINT_STATISTICS = ("mean_h", "var_h", "mean_x", "var_x", "mean_c", "var_c")
 
 _CHUNK_FLOATS = 1 << 20  # of d(ax) in one chunk: what stays in the caches until the weights' gradients have read it
 _SMALL_CHUNK, _SMALL_WEIGHTS = 1 << 18, 1 << 17  # so few, where so many weights leave room in L2 for it beside them
@@ -52,8 +57,6 @@ def available() -> str | None:
 
 def supports(cell: str, cfg: NormConfig, device: torch.device, dtype: torch.dtype) -> str | None:
     """None where this backend can run such a layer, else why not."""
-    if cell not in ("lstm", "gru"):
-        return f"native has no {cell}"
     if device.type != "cpu":
         return f"native runs on the CPU, not on {device.type}"
     if dtype != torch.float32:
@@ -110,13 +113,32 @@ class _Call:
     recompute: bool
     keep: bool  # a backward pass may follow
     external: bool  # one step: the products are left to torch, which needs no packing of the weights for them
+    nonlinearity: str  # of the RNN
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return self.cfg.sites_for(self.cell)
+
+    @property
+    def joint(self) -> bool:
+        """Whether the two terms are normalized as one or not at all, and may be one array."""
+        return self.cell == "rnn" and self.sites in ((), ("sum",))
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return _JOINT_PARAMETERS if self.joint else _PARAMETERS
+
+    @property
+    def statistics(self) -> tuple[str, ...]:
+        return _JOINT_STATISTICS if self.joint else _STATISTICS
 
     def args(
         self, x: Tensor, c0: Tensor | None, params: dict[str, Tensor | None], T: int, B: int, D: int, H: int
     ) -> _Args:
         a = _Args(T=T, B=B, D=D, H=H, cell=_CELLS.index(self.cell), eps=self.cfg.eps, external=self.external)
         a.columns, a.centred = self.cfg.traits.axis == "batch", self.cfg.traits.centred
-        a.sites = sum(_SITE_BITS[site] for site in self.cfg.sites_for(self.cell))
+        a.sites = sum(_SITE_BITS[site] for site in self.sites)
+        a.joint, a.relu = self.joint, self.nonlinearity == "relu"
         a.given_stats = self.given is not None
         G = gate.GATES[self.cell] * H
         a.threads = 1 if self.external and B * G < 1 << 16 else torch.get_num_threads()
@@ -160,7 +182,7 @@ class _Saved:
 def _forward(
     call: _Call, x: Tensor, h0: Tensor, c0: Tensor | None, *parameters: Tensor | None
 ) -> tuple[_Saved, list[Tensor]]:
-    params = dict(zip(_PARAMETERS, parameters, strict=True))
+    params = dict(zip(call.parameters, parameters, strict=True))
     (T, B, D), H = x.shape, h0.shape[1]
     a = call.args(x, c0, params, T, B, D, H)
     G = gate.GATES[call.cell] * H
@@ -175,18 +197,21 @@ def _forward(
         assert parameters[0] is not None
         assert parameters[1] is not None
         ax, ah = F.linear(x[0], parameters[0], params["inner"]), F.linear(h0, parameters[1])
-    elif call.keep and not call.recompute:
+        if call.joint:
+            ah += ax
+            ax = None
+    elif call.keep and not call.recompute and (a.sites or not call.joint):
         rows = _rows(x, call.ragged)
         ah = POOL.empty(rows, G)
-        ax = None if D <= _CHEAP_INPUT else POOL.empty(rows, G)
+        ax = None if call.joint or D <= _CHEAP_INPUT else POOL.empty(rows, G)
     rs = None if a.columns else POOL.empty(T, B, 8)
     stats = call.given
     if a.columns and stats is None:
-        on = [a.sites & bit for bit in (1, 2, 4) for _ in range(2)]
+        on = [a.sites & (2 if name.endswith("_h") else 1 if name.endswith("_x") else 4) for name in call.statistics]
         stats = Stats(*(torch.zeros(T, G if i < 4 else H) if on[i] else None for i in range(6)))
     last = [torch.empty(B, H) for _ in range(2 if call.cell == "lstm" else 1)]
     tensors = {"hs": hs, "c": c, "ax": ax, "ah": ah, "rs": rs, "h_last": last[0], "c_last": last[-1]}
-    for name, tensor in {**tensors, **dict(zip(_STATISTICS, stats or (), strict=False))}.items():
+    for name, tensor in {**tensors, **dict(zip(call.statistics, stats or (), strict=False))}.items():
         _point(a, name, tensor)
     _run(a, backward=False)
     return _Saved(hs, c, ax, ah, rs, stats, a.groups), [out, *last]
@@ -214,14 +239,16 @@ class _Sequence(torch.autograd.Function):
         if gate.differentiates_further(grads):
             inputs = (x, saved.hs[0] if h0 is None else h0, c0, *parameters)
             lengths, needed = call.ragged and call.ragged.lengths, ctx.needs_input_grad[1:]
-            return None, *gate.reference_gradients(call.cell, call.cfg, lengths, call.given, inputs, needed, grads)
-        params = dict(zip(_PARAMETERS, parameters, strict=True))
+            return None, *gate.reference_gradients(
+                call.cell, call.cfg, lengths, call.given, inputs, needed, grads, call.nonlinearity
+            )
+        params = dict(zip(call.parameters, parameters, strict=True))
         (T, B, D), H = x.shape, saved.hs.shape[2]
         a = call.args(x, c0, params, T, B, D, H)
         a.groups = saved.groups
         grads = tuple(None if g is None else g.contiguous() for g in grads)
         dout, dh_last, dc_last = (*grads, None)[:3]
-        names = ("x", "h0", "c0", *_PARAMETERS)
+        names = ("x", "h0", "c0", *call.parameters)
         inputs = (x, saved.hs[0], c0, *parameters)
         found: dict[str, Tensor | None] = {}
         # What torch computes from d(ax) and d(ah) of a single step is left out here.
@@ -233,12 +260,13 @@ class _Sequence(torch.autograd.Function):
         G = params["w_hh"].shape[0]
         if call.external:
             dah = torch.empty(B, G)
-            dax = dah if a.sites in (0, 4) and call.cell == "lstm" else torch.empty(B, G)
+            one_gradient = call.joint or (a.sites in (0, 4) and call.cell == "lstm")
+            dax = dah if one_gradient else torch.empty(B, G)
             _point(a, "dax", dax)
             _point(a, "dah", dah)
         tensors = {"hs": saved.hs, "c": saved.c, "ax": saved.ax, "ah": saved.ah, "rs": saved.rs}
         tensors |= {"dout": dout, "dh_last": dh_last, "dc_last": dc_last}
-        for name, tensor in {**tensors, **dict(zip(_STATISTICS, saved.stats or (), strict=False))}.items():
+        for name, tensor in {**tensors, **dict(zip(call.statistics, saved.stats or (), strict=False))}.items():
             _point(a, name, tensor)
         _run(a, backward=True)
         if call.external:
@@ -262,6 +290,7 @@ def _sequence(
     lengths: Tensor | None,
     stats: Stats | None,
     recompute: bool,
+    nonlinearity: str = "tanh",
 ) -> tuple[list[Tensor], Stats | None]:
     gate.check_call("native", cell, x, h0, c0, p, stats, lengths)
     ragged = None if lengths is None else _Ragged(lengths, len(x))
@@ -272,7 +301,8 @@ def _sequence(
     given = None if stats is None else Stats(*(None if s is None else s.detach().contiguous() for s in stats))
     stored = _rows(x, ragged) * p.weight_hh.shape[0]
     recompute = recompute or (stored > _MOST_STORED and h0.shape[1] <= _CHEAP_STATE)
-    call = _Call(cell, cfg, ragged, given, recompute, keep, external=x.shape[0] == 1 and ragged is None)
+    external = x.shape[0] == 1 and ragged is None
+    call = _Call(cell, cfg, ragged, given, recompute, keep, external, nonlinearity)
     if keep:
         count = 3 if cell == "lstm" else 2
         found = _Sequence.apply(call, *inputs)
@@ -312,4 +342,20 @@ def gru(
 ) -> tuple[Tensor, Tensor, Stats | None]:
     """GRU over a sequence, as `ln.reference.gru`: x (T, B, D); h0 (B, H) -> (T, B, H), (B, H), statistics."""
     (output, h), used = _sequence("gru", x, h0, None, p, cfg, lengths, stats, recompute)
+    return output, h, used
+
+
+def rnn(
+    x: Tensor,
+    h0: Tensor,
+    p: Params,
+    cfg: NormConfig,
+    lengths: Tensor | None = None,
+    stats: Stats | None = None,
+    nonlinearity: str = "tanh",
+    *,
+    recompute: bool = False,
+) -> tuple[Tensor, Tensor, Stats | None]:
+    """Simple RNN over a sequence, as `ln.reference.rnn`, with nonlinearity "tanh" or "relu"; the rest as in `gru`."""
+    (output, h), used = _sequence("rnn", x, h0, None, p, cfg, lengths, stats, recompute, nonlinearity)
     return output, h, used

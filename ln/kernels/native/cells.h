@@ -241,6 +241,47 @@ static INLINE Sums gru_step_back(const Cell<COL>& s, const float* x, const float
     return out;
 }
 
+// Equation 4. Where both terms are normalized as one, or not at all, h holds their sum and x is null.
+template <bool COL>
+static INLINE void rnn_step(const Cell<COL>& s, bool relu, const float* x, const float* h, float* h_new) {
+    lanes(s.n, [&](long j, auto L) HOT {
+        vf pre = s.recurrent(h, 0, j, L) * load(s.p.gain_h + j, L) + load(s.p.bias_x + j, L);
+        if (x) pre += s.input(x, 0, j, L) * load(s.p.gain_x + j, L);
+        store(h_new + j, relu ? (pre < 0.f ? vf{} : pre) : tanh_(pre), L);
+    });
+}
+
+// h null: without a norm the gradient needs the new state alone.
+template <bool COL>
+static INLINE Sums rnn_step_back(const Cell<COL>& s, bool relu, const float* x, const float* h, const float* h_new,
+                                 const float* dout, float* dstate, float* dx, float* dh) {
+    vf x1 = {}, x2 = {}, h1 = {}, h2 = {};
+    lanes(s.n, [&](long j, auto L) HOT {
+        const vf d = dout ? load(dstate + j, L) + load(dout + j, L) : load(dstate + j, L), y = load(h_new + j, L);
+        const vf grad = relu ? (y > 0.f ? d : vf{}) : d * (1.f - y * y);
+        store(dstate + j, vf{}, L);
+        add(s.d.bias_x + j, grad, L);
+        vf uh = grad, ux = grad;
+        if (h) {
+            const vf hhat = s.recurrent(h, 0, j, L);
+            uh = grad * load(s.p.gain_h + j, L);
+            add(s.d.gain_h + j, grad * hhat, L);
+            h1 += uh; h2 += uh * hhat;
+        }
+        if (x) {
+            const vf xhat = s.input(x, 0, j, L);
+            ux = grad * load(s.p.gain_x + j, L);
+            add(s.d.gain_x + j, grad * xhat, L);
+            x1 += ux; x2 += ux * xhat;
+            store(dx + j, COL ? grad : ux, L);
+        }
+        store(dh + j, COL ? grad : uh, L);
+    });
+    Sums out;
+    out.x[0] = sum(x1); out.x_hat[0] = sum(x2); out.h[0] = sum(h1); out.h_hat[0] = sum(h2);
+    return out;
+}
+
 // To the gradient of a raw term, in place, over columns begin .. end. Rows: from gain * gradient of (gain*hat + bias),
 // less its means; columns: from that gradient itself, less its means, and the gain comes last. Both ways the means are
 // of the very numbers they are subtracted from: a rounding between the two would be multiplied by rstd, up to 300.

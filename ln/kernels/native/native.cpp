@@ -1,9 +1,10 @@
-// LSTM and GRU layers (one direction) with layer norm at any sites, recurrent batch norm, or none: forward and
-// backward, float32.
+// LSTM, GRU and simple RNN layers (one direction) with layer norm at any sites, recurrent batch norm, or none: forward
+// and backward, float32.
 //
 // Shapes: T time, B batch, D input, H hidden, G summed inputs: one of each unit for every gate (LSTM 4H: i f g o, GRU
-//   3H: r z n).
-//   ax = W_ih x (+ inner bias), ah = W_hh h: the two terms of summed inputs.
+//   3H: r z n, RNN H).
+//   ax = W_ih x (+ inner bias), ah = W_hh h: the two terms of summed inputs. In a joint RNN, whose terms are normalized
+//   as one or not at all, both are one array: ah = ax + W_hh h, and the site of the sum is the recurrent one.
 //
 // How the work is dealt out. Under layer norm a batch row never meets another one, so a thread owns rows for all T and
 // the time loop has no barrier ("rows"). Under batch norm a column never meets another one except through h, so a
@@ -25,11 +26,11 @@
 #include <initializer_list>
 #include <omp.h>
 
-enum { LSTM, GRU };
+enum { LSTM, GRU, RNN };
 enum { INPUT = 1, RECURRENT = 2, CELL = 4 };
 
 struct Args {  // build.py reads this declaration for ctypes
-    int64_t T, B, D, H, cell, columns, sites, threads, groups, chunk, given_stats, external, centred;
+    int64_t T, B, D, H, cell, columns, sites, threads, groups, chunk, given_stats, external, centred, joint, relu;
     double eps;
     const int64_t *lengths, *first, *places;  // (B) falling, (T+1), (first[T]) t*B+b of each; or all null
     const float *x, *c0, *w_ih, *w_hh;        // (T,B,D) (B,H) (G,D) (G,H)
@@ -59,7 +60,9 @@ struct Terms {
 struct Plan {
     const Args& a;
     const long gates, G, groups, chunk_rows, blocks;
-    const bool measures;  // batch statistics are taken here, not given
+    const bool measures;    // batch statistics are taken here, not given
+    const bool reads_terms; // not so the backward of a joint RNN without a norm, which needs h alone
+    const bool redoes_ax, redoes_ah;  // the backward computes them again
     long size = 0;        // of the workspace, in floats
     float *packed_w_ih, *packed_w_hh, *packed_w_ih_back, *packed_w_hh_back;
     Terms ax, ah, dax, dah;
@@ -73,9 +76,10 @@ struct Plan {
     float *dh, *dc;                    // (B, H)
 
     Plan(const Args& a, bool backward, float* base)
-        : a(a), gates(a.cell == GRU ? 3 : 4), G(gates * a.H), groups(a.columns ? a.groups : 1),
+        : a(a), gates(a.cell == GRU ? 3 : a.cell == LSTM ? 4 : 1), G(gates * a.H), groups(a.columns ? a.groups : 1),
           chunk_rows(a.chunk * a.B), blocks(a.columns ? 1 : std::min<long>(a.B, BLOCKS)),
-          measures(a.columns && !a.given_stats) {
+          measures(a.columns && !a.given_stats), reads_terms(!backward || !a.joint || on(RECURRENT)),
+          redoes_ax(backward && reads_terms && !(a.joint ? a.ah : a.ax)), redoes_ah(backward && reads_terms && !a.ah) {
         const bool products = !a.external;
         auto take = [&](long n, bool needed = true) -> float* {
             if (!needed) return nullptr;
@@ -84,18 +88,19 @@ struct Plan {
             return p;
         };
         const long H = a.H, padded_D = up(a.D, W), padded_G = G + groups * gates * W;
-        packed_w_ih = take(padded_G * a.D, products && (!backward || !a.ax));
-        packed_w_hh = take(padded_G * H, products && (!backward || !a.ah));
+        packed_w_ih = take(padded_G * a.D, products && (!backward || redoes_ax));
+        packed_w_hh = take(padded_G * H, products && (!backward || redoes_ah));
         packed_w_ih_back = take(G * padded_D, backward && products && a.dx);
         packed_w_hh_back = take((H + groups * W) * G, backward && products);
         auto terms = [&](float* saved, long rows, bool needed = true) {
             return Terms{saved ? saved : take(rows * G, needed), saved != nullptr};
         };
-        ax = terms(a.ax, chunk_rows);
-        ah = terms(a.ah, backward ? chunk_rows : a.B);
+        ah = terms(a.ah, backward || a.joint ? chunk_rows : a.B, reads_terms);
+        ax = a.joint ? ah : terms(a.ax, chunk_rows);
         dah = terms(a.dah, chunk_rows, backward);
         // Where neither term is normalized and none has a factor of its own, both have the same gradient.
-        dax = a.cell == LSTM && !on(INPUT) && !on(RECURRENT) ? dah : terms(a.dax, chunk_rows, backward);
+        const bool one_gradient = a.joint || (a.cell == LSTM && !on(INPUT) && !on(RECURRENT));
+        dax = one_gradient ? dah : terms(a.dax, chunk_rows, backward);
         packed_x = take(chunk_rows * padded_D, backward && products && a.dw_ih && a.D > THIN);
         packed_h = take(chunk_rows * up(H, W), backward && products && a.dw_hh);
         parameters = affine(take(affine_size()));
@@ -139,10 +144,15 @@ struct Plan {
         return packed_w_hh_back + packed_units_before(own) * G + up(units(own), W) * column(p);
     }
 
-    // Row (t, b) of group p; a term that is not whole holds the steps of the chunk.
+    // Row (t, b) of group p, or null; a term that is not whole holds the steps of the chunk.
     float* at(Terms terms, Chunk chunk, long t, long p, long b) const {
+        if (!terms.data) return nullptr;
         const long begin = first(terms.whole ? 0 : chunk.begin), end = first(terms.whole ? a.T : chunk.end);
         return terms.data + (end - begin) * column(p) + (first(t) - begin + b) * columns(p);
+    }
+    // ah in the forward: one step's, but where it begins as ax the chunk's.
+    float* recurrent_at(Chunk chunk, long t, long p) const {
+        return at(ah, a.joint ? chunk : Chunk{t, t + 1}, t, p, 0);
     }
     // Calls run(row among all (T, B), row of the chunk, rows) for stretches of steps whose rows lie side by side in
     // both.
@@ -164,7 +174,7 @@ struct Plan {
         return blocks;
     }
 
-    // Gains and biases or the like: (G) x 4 and (H) x 2 in one piece. The LSTM's two biases are one.
+    // Gains and biases or the like: (G) x 4 and (H) x 2 in one piece. But in the GRU the two biases are one.
     long affine_size() const { return up(4 * G + 2 * a.H, 16); }
     Affine affine(float* v) const {
         if (!v) return {};
@@ -198,9 +208,9 @@ struct Plan {
                        out + packed_columns_before(p) * K, tid, n);
     }
     // out = start + in W^T for the rows of a chunk, dealt evenly: ax from the inputs in (T,B,K), or ah from the states
-    // before those steps. start (G) in the groups' layout, or null: 0.
-    void term(const float* in, long K, const float* packed, Terms out, const float* start, Chunk chunk, long tid,
-              long n) const {
+    // before those steps. start (G) in the groups' layout, or null: 0, or onto: what out holds.
+    void term(const float* in, long K, const float* packed, Terms out, const float* start, bool onto, Chunk chunk,
+              long tid, long n) const {
         stretches(chunk, [&](long row, long own, long count) {
             const long r0 = count * tid / n, r1 = count * (tid + 1) / n;
             for (long p = 0; p < groups; p++) {
@@ -209,7 +219,7 @@ struct Plan {
                     for (long r = 0; r < r1 - r0; r++)
                         memcpy(o + r * columns(p), start + column(p), sizeof(float) * columns(p));
                 gemm<false>(r1 - r0, columns(p), K, in + (row + r0) * K, K, packed + packed_columns_before(p) * K,
-                            o, columns(p), start != nullptr, scratch + tid * A_BLOCK);
+                            o, columns(p), onto || start, scratch + tid * A_BLOCK);
             }
         });
     }
@@ -283,9 +293,9 @@ static void rows_forward(const Plan& q, Chunk chunk, long t, long b0, long b1, f
     const Args& a = q.a;
     const long H = a.H, G = q.G;
     const bool gru = a.cell == GRU;
-    float* ah = q.at(q.ah, {t, t + 1}, t, 0, 0);
+    float* ah = q.recurrent_at(chunk, t, 0);
     if (!a.external)
-        gemm<false>(b1 - b0, G, H, a.hs + (t * a.B + b0) * H, H, q.packed_w_hh, ah + b0 * G, G, false, scratch);
+        gemm<false>(b1 - b0, G, H, a.hs + (t * a.B + b0) * H, H, q.packed_w_hh, ah + b0 * G, G, a.joint, scratch);
     Cell<false> s = q.cell<false>(0);
     auto measure = [&](Site<false>& site, const float* term) {
         row_statistics(term, gru ? 2 * H : G, a.eps, a.centred, site.mean[0], site.rstd[0]);
@@ -300,6 +310,8 @@ static void rows_forward(const Plan& q, Chunk chunk, long t, long b0, long b1, f
         if (q.on(RECURRENT)) measure(s.h, h_row);
         if (gru) {
             gru_step(s, x, h_row, a.hs + row * H, h);
+        } else if (a.cell == RNN) {
+            rnn_step(s, a.relu, a.joint ? nullptr : x, h_row, h);
         } else {
             float* c = a.c + row * H;
             lstm_gates(s, x, h_row, t ? c - a.B * H : a.c0 + b * H, c, o);
@@ -313,22 +325,24 @@ static void rows_forward(const Plan& q, Chunk chunk, long t, long b0, long b1, f
 static void columns_forward(const Plan& q, Chunk chunk, long t, long p, float* scratch) {
     const Args& a = q.a;
     const long H = a.H, n = q.units(p), u = q.unit(p), cols = q.columns(p), rows = q.rows(t);
-    float* ah = q.at(q.ah, {t, t + 1}, t, p, 0);
+    float* ah = q.recurrent_at(chunk, t, p);
     const float* ax = q.at(q.ax, chunk, t, p, 0);
     if (!a.external)
         gemm<false>(rows, cols, H, a.hs + t * a.B * H, H, q.packed_w_hh + q.packed_columns_before(p) * H, ah, cols,
-                    false, scratch);
+                    a.joint, scratch);
     q.take_statistics(INPUT, p, t, q.measures, ax, cols);
     q.take_statistics(RECURRENT, p, t, q.measures, ah, cols);
     Cell<true> s = q.cell<true>(p);
     float* o = q.activations + a.B * u;
     for (long b = 0; b < rows; b++) {
         const long row = t * a.B + b;
+        const float *x = ax + b * cols, *h_row = ah + b * cols;
         float *h = a.hs + (row + a.B) * H + u, *c = a.c + row * H + u;
-        if (a.cell == GRU) gru_step(s, ax + b * cols, ah + b * cols, a.hs + row * H + u, h);
-        else lstm_gates(s, ax + b * cols, ah + b * cols, t ? c - a.B * H : a.c0 + b * H + u, c, o + b * n);
+        if (a.cell == GRU) gru_step(s, x, h_row, a.hs + row * H + u, h);
+        else if (a.cell == RNN) rnn_step(s, a.relu, a.joint ? nullptr : x, h_row, h);
+        else lstm_gates(s, x, h_row, t ? c - a.B * H : a.c0 + b * H + u, c, o + b * n);
     }
-    if (a.cell == GRU) return;
+    if (a.cell != LSTM) return;
     q.take_statistics(CELL, p, t, q.measures, a.c + t * a.B * H + u, H);
     for (long b = 0; b < rows; b++)
         lstm_output(s, a.c + (t * a.B + b) * H + u, o + b * n, a.hs + ((t + 1) * a.B + b) * H + u);
@@ -354,7 +368,7 @@ extern "C" void ln_forward(const Args* args) {
             const Chunk chunk{begin, std::min<long>(begin + a.chunk, a.T)};
             const long b0 = q.row_begin(q.block_begin(chunk, tid, n));
             const long end = q.row_begin(q.block_begin(chunk, tid + 1, n));
-            if (!a.external) q.term(a.x, a.D, q.packed_w_ih, q.ax, q.inner_bias, chunk, tid, n);
+            if (!a.external) q.term(a.x, a.D, q.packed_w_ih, q.ax, q.inner_bias, false, chunk, tid, n);
 #pragma omp barrier
             for (long t = chunk.begin; t < chunk.end; t++) {
                 if (a.columns) {
@@ -393,6 +407,8 @@ static void rows_backward(const Plan& q, Chunk chunk, long t, long block, float*
         Sums g;
         if (gru) {
             g = gru_step_back(s, x, h, a.hs + row * H, dout, dh, dx, dah);
+        } else if (a.cell == RNN) {
+            g = rnn_step_back(s, a.relu, a.joint ? nullptr : x, h, a.hs + (row + a.B) * H, dout, dh, dx, dah);
         } else {
             float *c = a.c + row * H, *act = scratch, *dcell = scratch + 4 * H, sum_dn, sum_dn_hat;
             lstm_output_back(s, x, h, c, dout, dh, act, dcell, dx, sum_dn, sum_dn_hat);
@@ -439,6 +455,10 @@ static void columns_backward(const Plan& q, Chunk chunk, long t, long p) {
     if (a.cell == GRU) {
         for (long b = 0; b < rows; b++)
             gru_step_back(s, ax(b), ah(b), a.hs + (t * a.B + b) * H + u, dout(b), dh(b), dx(b), dah(b));
+    } else if (a.cell == RNN) {
+        for (long b = 0; b < rows; b++)
+            rnn_step_back(s, a.relu, a.joint ? nullptr : ax(b), ah(b), a.hs + ((t + 1) * a.B + b) * H + u, dout(b),
+                          dh(b), dx(b), dah(b));
     } else {
         auto act = [&](long b) { return q.activations + 5 * (a.B * u + b * n); };  // the four gates, and d(cell)
         float unused[2];
@@ -555,8 +575,8 @@ static void pack_backward(const Plan& q, long tid, long n) {
             pack<false>(cols, q.units(own), recurrent_weights, q.recurrent_weights_back(own, p), tid, n);
         }
     }
-    if (!a.ax) q.pack_forward(a.w_ih, a.D, q.packed_w_ih, tid, n);
-    if (!a.ah) q.pack_forward(a.w_hh, a.H, q.packed_w_hh, tid, n);
+    if (q.redoes_ax) q.pack_forward(a.w_ih, a.D, q.packed_w_ih, tid, n);
+    if (q.redoes_ah) q.pack_forward(a.w_hh, a.H, q.packed_w_hh, tid, n);
 }
 
 // Adds up the blocks' gradients of gains and biases, and hands them out in the order of the weights' rows.
@@ -609,8 +629,8 @@ extern "C" void ln_backward(const Args* args) {
             const long block0 = q.block_begin(chunk, tid, n), block1 = q.block_begin(chunk, tid + 1, n);
             const long b0 = q.row_begin(block0);
             if (!a.external) {
-                if (!q.ax.whole) q.term(a.x, a.D, q.packed_w_ih, q.ax, q.inner_bias, chunk, tid, n);
-                if (!q.ah.whole) q.term(a.hs, H, q.packed_w_hh, q.ah, nullptr, chunk, tid, n);
+                if (q.redoes_ax) q.term(a.x, a.D, q.packed_w_ih, q.ax, q.inner_bias, false, chunk, tid, n);
+                if (q.redoes_ah) q.term(a.hs, H, q.packed_w_hh, q.ah, nullptr, a.joint, chunk, tid, n);
                 if (q.packed_x)
                     pack<false>(rows, a.D, [&](long r) { return a.x + q.place(begin + r) * a.D; }, q.packed_x, tid, n);
                 if (q.packed_h)
