@@ -79,6 +79,8 @@ class _Cell(NormalizedRecurrence):
             raise ValueError(f"step={step} must be at least 0")
         beyond = gate.beyond_eager((x, *state, *self._parameters.values(), *self._buffers.values()))
         self.check_batch(step, 1, x.shape[0], beyond)
+        if beyond is None and self._torch_is_fastest(x, state):
+            return tuple(value.to(returned) for value in self._torch(x, state))
         dtype = working_dtype(x.dtype)
         backend = self.resolved(x, beyond)
         x, state = x.to(dtype), tuple(value.to(dtype) for value in state)
@@ -90,6 +92,23 @@ class _Cell(NormalizedRecurrence):
             )
         self.track("", step, 1, used)
         return tuple(value.to(returned) for value in new)
+
+    def _torch_is_fastest(self, x: Tensor, state: tuple[Tensor, ...]) -> bool:
+        if self.backend != "auto" or self.kernel_norm.traits.normalizes or 0 in x.shape:
+            return False
+        B, D = x.shape
+        # torch's cells, unlike its layers, are all made of operations that can be differentiated twice.
+        return kernels.torch_is_fastest(
+            self.cell, self.kernel_norm, x.device, x.dtype, 1, B, D, self.hidden_size, False
+        )
+
+    def _torch(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        function = getattr(torch._VF, {"rnn": f"rnn_{self.nonlinearity}"}.get(self.cell, self.cell) + "_cell")
+        with without_autocast(x.device):
+            params = self.params("", x.dtype) if self._prepared is None else self._prepared
+            new = function(x, state if self.cell == "lstm" else state[0], *params[:4])
+        self.backend_used = "torch.nn"
+        return tuple(new) if self.cell == "lstm" else (new,)
 
     def extra_repr(self) -> str:
         return self.described((("bias", True), ("nonlinearity", "tanh")))

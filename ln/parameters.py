@@ -20,6 +20,7 @@ from ln.kernels import gate
 from ln.norms import NormConfig
 from ln.reference import Params, Stats
 
+_VECTORS = Params._fields[2:]
 _FIELD = {"input": "ih", "recurrent": "hh", "cell": "c", "sum": "ih"}
 _PLAIN = NormConfig("none")
 
@@ -81,6 +82,7 @@ class NormalizedRecurrence(nn.Module):
         if "cell" in self.sites and self.bias:
             sizes[f"bias_c{suffix}"] = (H,)
         sizes |= {f"{state}{suffix}": (H,) for state in states}
+        self._fields = {name.removesuffix(suffix) for name in sizes}
         for name, size in sizes.items():
             self.register_parameter(name, nn.Parameter(torch.empty(size, **self._factory)))
         if self.norm.traits.population and self.sites:
@@ -121,6 +123,8 @@ class NormalizedRecurrence(nn.Module):
             return matrix
         g: Tensor = getattr(self, f"{name}_g")
         v: Tensor = getattr(self, f"{name}_v")
+        if gate.beyond_eager((g, v)) is None:
+            return torch._weight_norm(v, g, 0)  # the same in one pass over memory
         return v * (g / _norms(v))
 
     @torch.no_grad()
@@ -163,9 +167,9 @@ class NormalizedRecurrence(nn.Module):
                 raise ValueError(f"{name}{suffix} must be {own}, as the other parameters are, but is {value.dtype}")
             return value if own is dtype else value.to(dtype)
 
-        weights = ((name, self.weight(name + suffix)) for name in Params._fields[:2])
-        others = ((name, getattr(self, name + suffix, None)) for name in Params._fields[2:])
-        return Params(*(cast(name, value) for name, value in (*weights, *others)))  # type: ignore[arg-type]
+        weights = (self.weight("weight_ih" + suffix), self.weight("weight_hh" + suffix))
+        values = (*weights, *(getattr(self, name + suffix) if name in self._fields else None for name in _VECTORS))
+        return Params(*map(cast, Params._fields, values))  # type: ignore[arg-type]
 
     @property
     def uses_batch_statistics(self) -> bool:
@@ -212,6 +216,12 @@ class NormalizedRecurrence(nn.Module):
         if _autocast(x.device) and (self.lowered or x.device.type == "cuda"):
             return torch.get_autocast_dtype(x.device.type)
         return x.dtype
+
+    def trains(self, *inputs: Tensor) -> bool:
+        """Whether a gradient may be asked for of a call with these inputs."""
+        if not torch.is_grad_enabled():
+            return False
+        return any(value.requires_grad for value in (*inputs, *self._parameters.values()) if value is not None)
 
     def resolved(self, x: Tensor, beyond: str | None) -> kernels.Backend:
         """The backend for a call, noted in `backend_used`."""

@@ -99,7 +99,7 @@ class _Recurrent(NormalizedRecurrence):
         lengths = None if lengths is None else inputs.checked_lengths(lengths, T, B, beyond)
         if lengths is not None and beyond and self.uses_batch_statistics:
             raise RuntimeError(f"batch norm cannot train on sequences with lengths under {beyond}")
-        if lengths is None and self._torch_is_fastest(x, beyond):
+        if lengths is None and self._torch_is_fastest(x, state, beyond):
             output, state = self._torch(x, state)
         else:
             output, state = self._layers(x, state, lengths, beyond)
@@ -175,20 +175,18 @@ class _Recurrent(NormalizedRecurrence):
         self.track(suffix, 0, steps, used)
         return output, final
 
-    def _torch_is_fastest(self, x: Tensor, beyond: str | None) -> bool:
-        """Without norms in the recurrence torch has cuDNN on CUDA, and on the CPU an LSTM that only the native one
-        beats: 0.5 of its time at T 784, H 100; 0.9 at T 64, H 256; 1.1 at T 28, H 128. Traces keep torch's functions as
-        they are, for sequences of any length."""
-        if self.backend != "auto" or self.kernel_norm.traits.normalizes or self.recompute:
+    def _torch_is_fastest(self, x: Tensor, state: tuple[Tensor, ...], beyond: str | None) -> bool:
+        """Whether torch.nn's own kernels run the layer. Traces keep torch's functions as they are, for sequences of any
+        length."""
+        if self.backend != "auto" or self.kernel_norm.traits.normalizes or self.recompute or 0 in x.shape:
             return False
         if beyond is not None:
             return beyond == gate.TRACING
-        if x.device.type == "cuda":
-            return True
-        if self.cell != "lstm" or x.device.type != "cpu" or x.dtype != torch.float32:
-            return False
-        backend = kernels.resolve(self.backend, x.device, x.dtype, self.cell, self.kernel_norm)
-        return kernels.name_of(backend) != "native"
+        trains = self.trains(x, *state)
+        T, B, D = x.shape
+        return kernels.torch_is_fastest(
+            self.cell, self.kernel_norm, x.device, x.dtype, T, B, D, self.hidden_size, trains
+        )
 
     def _torch(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         function = getattr(torch._VF, {"rnn": f"rnn_{self.nonlinearity}"}.get(self.cell, self.cell))

@@ -1,6 +1,6 @@
 """The backends of the recurrent layers: one contract, four implementations, and the choice between them."""
 
-from ln.kernels.choice import BACKENDS, load, name_of, resolve
+from ln.kernels.choice import BACKENDS, load, name_of, resolve, torch_is_fastest
 from ln.kernels.contract import Backend, sequence, step
 from ln.kernels.graphs import graphs_allowed, use_graphs
 
@@ -13,5 +13,6 @@ __all__ = [
     "resolve",
     "sequence",
     "step",
+    "torch_is_fastest",
     "use_graphs",
 ]

@@ -9,6 +9,7 @@ Of sequences with `lengths` only the real steps are computed: the batch is put i
 from __future__ import annotations
 
 import ctypes
+import functools
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,7 @@ _CELLS = ("lstm", "gru", "rnn")  # in the order of native.cpp
 _SITE_BITS = {"input": 1, "recurrent": 2, "cell": 4, "sum": 2}
 # The fields of Params and of Stats, in order. A sum normalized as one is to native.cpp the recurrent term, which then
 # begins as the input's, and has its gain and statistics.
+_STATISTICS_BITS = {"x": 1, "h": 2, "c": 4}
 _PARAMETERS = ("w_ih", "w_hh", "b_ih", "b_hh", "g_ih", "g_hh", "g_c", "b_c", "inner")
 _STATISTICS = ("mean_x", "var_x", "mean_h", "var_h", "mean_c", "var_c")
 _JOINT_PARAMETERS = ("w_ih", "w_hh", "b_ih", "b_hh", "g_hh", "g_ih", "g_c", "b_c", "inner")
@@ -102,12 +104,35 @@ def _rows(x: Tensor, ragged: _Ragged | None) -> int:
     return x.shape[0] * x.shape[1] if ragged is None else len(ragged.places)
 
 
+@dataclass(frozen=True)
+class _Kind:
+    """What of a call follows from the cell and the norm."""
+
+    constants: dict[str, Any]  # fields of Args
+    joint: bool  # the two terms are normalized as one or not at all, and are one array
+    parameters: tuple[str, ...]  # names in Args of the fields of Params
+    statistics: tuple[str, ...]  # and of those of Stats
+
+
+@functools.cache
+def _kind_of(cell: str, cfg: NormConfig) -> _Kind:
+    sites, traits = cfg.sites_for(cell), cfg.traits
+    joint = cell == "rnn" and sites in ((), ("sum",))
+    bits = sum(_SITE_BITS[site] for site in sites)
+    constants = {"cell": _CELLS.index(cell), "sites": bits, "joint": joint, "eps": cfg.eps}
+    constants |= {"columns": traits.axis == "batch", "centred": traits.centred}
+    if joint:
+        return _Kind(constants, joint, _JOINT_PARAMETERS, _JOINT_STATISTICS)
+    return _Kind(constants, joint, _PARAMETERS, _STATISTICS)
+
+
 @dataclass
 class _Call:
     """What of a call is not a tensor that takes a gradient."""
 
     cell: str
     cfg: NormConfig
+    kind: _Kind
     ragged: _Ragged | None
     given: Stats | None  # batch statistics to use in place of the batch's own
     recompute: bool
@@ -115,31 +140,11 @@ class _Call:
     external: bool  # one step: the products are left to torch, which needs no packing of the weights for them
     nonlinearity: str  # of the RNN
 
-    @property
-    def sites(self) -> tuple[str, ...]:
-        return self.cfg.sites_for(self.cell)
-
-    @property
-    def joint(self) -> bool:
-        """Whether the two terms are normalized as one or not at all, and may be one array."""
-        return self.cell == "rnn" and self.sites in ((), ("sum",))
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        return _JOINT_PARAMETERS if self.joint else _PARAMETERS
-
-    @property
-    def statistics(self) -> tuple[str, ...]:
-        return _JOINT_STATISTICS if self.joint else _STATISTICS
-
     def args(
         self, x: Tensor, c0: Tensor | None, params: dict[str, Tensor | None], T: int, B: int, D: int, H: int
     ) -> _Args:
-        a = _Args(T=T, B=B, D=D, H=H, cell=_CELLS.index(self.cell), eps=self.cfg.eps, external=self.external)
-        a.columns, a.centred = self.cfg.traits.axis == "batch", self.cfg.traits.centred
-        a.sites = sum(_SITE_BITS[site] for site in self.sites)
-        a.joint, a.relu = self.joint, self.nonlinearity == "relu"
-        a.given_stats = self.given is not None
+        a = _Args(T=T, B=B, D=D, H=H, external=self.external, **self.kind.constants)
+        a.relu, a.given_stats = self.nonlinearity == "relu", self.given is not None
         G = gate.GATES[self.cell] * H
         a.threads = 1 if self.external and B * G < 1 << 16 else torch.get_num_threads()
         a.chunk = max(1, min(T, (_SMALL_CHUNK if G * (D + H) <= _SMALL_WEIGHTS else _CHUNK_FLOATS) // (B * G)))
@@ -182,7 +187,7 @@ class _Saved:
 def _forward(
     call: _Call, x: Tensor, h0: Tensor, c0: Tensor | None, *parameters: Tensor | None
 ) -> tuple[_Saved, list[Tensor]]:
-    params = dict(zip(call.parameters, parameters, strict=True))
+    params = dict(zip(call.kind.parameters, parameters, strict=True))
     (T, B, D), H = x.shape, h0.shape[1]
     a = call.args(x, c0, params, T, B, D, H)
     G = gate.GATES[call.cell] * H
@@ -197,21 +202,21 @@ def _forward(
         assert parameters[0] is not None
         assert parameters[1] is not None
         ax, ah = F.linear(x[0], parameters[0], params["inner"]), F.linear(h0, parameters[1])
-        if call.joint:
+        if call.kind.joint:
             ah += ax
             ax = None
-    elif call.keep and not call.recompute and (a.sites or not call.joint):
+    elif call.keep and not call.recompute and (a.sites or not call.kind.joint):
         rows = _rows(x, call.ragged)
         ah = POOL.empty(rows, G)
-        ax = None if call.joint or D <= _CHEAP_INPUT else POOL.empty(rows, G)
+        ax = None if call.kind.joint or D <= _CHEAP_INPUT else POOL.empty(rows, G)
     rs = None if a.columns else POOL.empty(T, B, 8)
     stats = call.given
     if a.columns and stats is None:
-        on = [a.sites & (2 if name.endswith("_h") else 1 if name.endswith("_x") else 4) for name in call.statistics]
+        on = [a.sites & _STATISTICS_BITS[name[-1]] for name in call.kind.statistics]
         stats = Stats(*(torch.zeros(T, G if i < 4 else H) if on[i] else None for i in range(6)))
     last = [torch.empty(B, H) for _ in range(2 if call.cell == "lstm" else 1)]
     tensors = {"hs": hs, "c": c, "ax": ax, "ah": ah, "rs": rs, "h_last": last[0], "c_last": last[-1]}
-    for name, tensor in {**tensors, **dict(zip(call.statistics, stats or (), strict=False))}.items():
+    for name, tensor in {**tensors, **dict(zip(call.kind.statistics, stats or (), strict=False))}.items():
         _point(a, name, tensor)
     _run(a, backward=False)
     return _Saved(hs, c, ax, ah, rs, stats, a.groups), [out, *last]
@@ -242,13 +247,13 @@ class _Sequence(torch.autograd.Function):
             return None, *gate.reference_gradients(
                 call.cell, call.cfg, lengths, call.given, inputs, needed, grads, call.nonlinearity
             )
-        params = dict(zip(call.parameters, parameters, strict=True))
+        params = dict(zip(call.kind.parameters, parameters, strict=True))
         (T, B, D), H = x.shape, saved.hs.shape[2]
         a = call.args(x, c0, params, T, B, D, H)
         a.groups = saved.groups
         grads = tuple(None if g is None else g.contiguous() for g in grads)
         dout, dh_last, dc_last = (*grads, None)[:3]
-        names = ("x", "h0", "c0", *call.parameters)
+        names = ("x", "h0", "c0", *call.kind.parameters)
         inputs = (x, saved.hs[0], c0, *parameters)
         found: dict[str, Tensor | None] = {}
         # What torch computes from d(ax) and d(ah) of a single step is left out here.
@@ -260,20 +265,20 @@ class _Sequence(torch.autograd.Function):
         G = params["w_hh"].shape[0]
         if call.external:
             dah = torch.empty(B, G)
-            one_gradient = call.joint or (a.sites in (0, 4) and call.cell == "lstm")
+            one_gradient = call.kind.joint or (a.sites in (0, 4) and call.cell == "lstm")
             dax = dah if one_gradient else torch.empty(B, G)
             _point(a, "dax", dax)
             _point(a, "dah", dah)
         tensors = {"hs": saved.hs, "c": saved.c, "ax": saved.ax, "ah": saved.ah, "rs": saved.rs}
         tensors |= {"dout": dout, "dh_last": dh_last, "dc_last": dc_last}
-        for name, tensor in {**tensors, **dict(zip(call.statistics, saved.stats or (), strict=False))}.items():
+        for name, tensor in {**tensors, **dict(zip(call.kind.statistics, saved.stats or (), strict=False))}.items():
             _point(a, name, tensor)
         _run(a, backward=True)
         if call.external:
             need = dict(zip(names, ctx.needs_input_grad[1:], strict=True))
             found["x"] = (dax @ params["w_ih"])[None] if need["x"] else None
-            found["w_ih"] = dax.t() @ x[0] if need["w_ih"] else None
-            found["w_hh"] = dah.t() @ saved.hs[0] if need["w_hh"] else None
+            found["w_ih"] = torch.mm(dax.t(), x[0], out=POOL.empty(G, D)) if need["w_ih"] else None
+            found["w_hh"] = torch.mm(dah.t(), saved.hs[0], out=POOL.empty(G, H)) if need["w_hh"] else None
             found["inner"] = dax.sum(0) if need["inner"] else None
             if found["h0"] is not None:
                 found["h0"].addmm_(dah, params["w_hh"])
@@ -302,7 +307,7 @@ def _sequence(
     stored = _rows(x, ragged) * p.weight_hh.shape[0]
     recompute = recompute or (stored > _MOST_STORED and h0.shape[1] <= _CHEAP_STATE)
     external = x.shape[0] == 1 and ragged is None
-    call = _Call(cell, cfg, ragged, given, recompute, keep, external, nonlinearity)
+    call = _Call(cell, cfg, _kind_of(cell, cfg), ragged, given, recompute, keep, external, nonlinearity)
     if keep:
         count = 3 if cell == "lstm" else 2
         found = _Sequence.apply(call, *inputs)

@@ -110,7 +110,7 @@ struct Plan {
         gradients = take(blocks * affine_size(), backward);
         step_gradients = take(affine_size(), a.columns && backward);
         activations = take((a.columns ? a.B : a.threads) * (backward ? 5 : 1) * (H + 16));
-        scratch = take(a.threads * A_BLOCK);
+        scratch = take(a.threads * A_BLOCK, products);
         dh = take(a.B * H, backward);
         dc = take(a.B * H, backward && a.cell == LSTM);
     }
@@ -355,7 +355,7 @@ extern "C" void ln_forward(const Args* args) {
 #pragma omp parallel num_threads(a.threads)
     {
         const long tid = omp_get_thread_num(), n = omp_get_num_threads();
-        float* scratch = q.scratch + tid * A_BLOCK;
+        float* scratch = a.external ? nullptr : q.scratch + tid * A_BLOCK;
         if (tid == 0) q.fill_parameters();
         for (long t = tid; t < a.T; t += n)
             memset(a.hs + ((t + 1) * a.B + q.rows(t)) * H, 0, state * (a.B - q.rows(t)));
@@ -608,7 +608,7 @@ extern "C" void ln_backward(const Args* args) {
 #pragma omp parallel num_threads(a.threads)
     {
         const long tid = omp_get_thread_num(), n = omp_get_num_threads();
-        float* scratch = q.scratch + tid * A_BLOCK;
+        float* scratch = a.external ? nullptr : q.scratch + tid * A_BLOCK;
         if (tid == 0) {
             q.fill_parameters();
             memset(q.gradients, 0, sizeof(float) * q.blocks * q.affine_size());
