@@ -206,6 +206,12 @@ def product_rates(threads: int) -> list[dict[str, Any]]:
     return rates
 
 
+def best_rate(rates: list[dict[str, Any]], threads: int) -> float:
+    """The most GFLOP/s that any product reached on a thread; 0 where none was measured."""
+    per_thread = [v / (1 if "1 thread" in k else threads) for r in rates for k, v in r.items() if k not in "MNK"]
+    return max(per_thread, default=0)
+
+
 def machine(device: str) -> str:
     if device == "cuda":
         import torch
@@ -230,14 +236,15 @@ def table(shape: Shape, results: dict[str, dict[str, Any]], threads: int, best_r
     lines = [f"\n{shape}, {threads} thread{'s' * (threads > 1)}: {shape.gflop:.2f} GFLOP in products"]
     if limit:
         lines[0] += f", at least {limit:.1f} ms at the best rate any product reached here"
-    lines.append(f"{'':26}{'wall ms':>9}{'CPU ms':>9}{'/torch.nn':>11}{'loop/this':>11}{'peak MB':>9}")
+    lines.append(f"{'':26}{'wall ms':>9}{'CPU ms':>9}{'/torch.nn':>11}{'loop/this':>11}{'of limit':>10}{'peak MB':>9}")
     for name, r in results.items():
         if "skipped" in r:
             lines.append(f"{name:26}  skipped: {r['skipped']}")
             continue
         ratios = [ratio(results, name, BASELINE), ratio(results, LOOP, name)]
         shown = "".join(f"{'-' if v is None else f'{v:.2f}x':>11}" for v in ratios)
-        lines.append(f"{name:26}{r['ms']:9.1f}{r['cpu_ms']:9.1f}{shown}{r['memory'] / 1e6:9.0f}")
+        share = f"{limit / (r['cpu_ms'] if threads == 1 else r['ms']):.0%}" if limit else "-"
+        lines.append(f"{name:26}{r['ms']:9.1f}{r['cpu_ms']:9.1f}{shown}{share:>10}{r['memory'] / 1e6:9.0f}")
     if shape.name in TARGETS and threads == 2:
         for name, to, most in TARGETS[shape.name]:
             found = ratio(results, name, to)
@@ -339,9 +346,21 @@ def scaling(device: str, threads: int, rounds: int, quick: bool) -> dict[str, di
     }
 
 
+def user(folder: Path, rounds: int) -> None:
+    """The layers at the sizes of public models, on the CPU: user.txt and user.json in the folder."""
+    from ln.suite.files import write_text
+    from scripts import bench_user
+
+    title = f"{machine('cpu')}, float32, load average before: {os.getloadavg()[0]:.1f}, {rounds} rounds"
+    print(title)
+    tables, measured = bench_user.run(lambda threads: best_rate(product_rates(threads), threads), rounds)
+    write_text(folder / "user.txt", "\n".join([title, *tables]) + "\n")
+    write_text(folder / "user.json", json.dumps({"machine": title, "cases": measured}, indent=1) + "\n")
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shapes", default="all", help=f"comma-separated from {', '.join(SHAPES)}, or all")
+    parser.add_argument("--shapes", default="all", help=f"comma-separated from {', '.join(SHAPES)}, or all; or user")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -356,6 +375,9 @@ def main(arguments: list[str] | None = None) -> None:
     if options.worker:
         shape, name, device, threads = json.loads(options.worker)
         worker(Shape(**shape), name, device, threads)
+        return
+    if options.shapes == "user":
+        user(options.out, options.rounds)
         return
     known = QUICK if options.quick else SHAPES
     chosen = list(known) if options.shapes == "all" else options.shapes.split(",")
@@ -375,9 +397,6 @@ def main(arguments: list[str] | None = None) -> None:
         for r in rates
     ]
     print("\n".join(tables))
-    per_thread = [
-        v / (1 if "1 thread" in k else options.threads) for r in rates for k, v in r.items() if k not in "MNK"
-    ]
     report: dict[str, Any] = {
         "machine": machine(options.device),
         "threads": options.threads,
@@ -387,7 +406,7 @@ def main(arguments: list[str] | None = None) -> None:
     report |= {"shapes": [], "scaling": {}}
     for key in chosen:
         results = measure(known[key], names, options.device, options.threads, rounds)
-        tables.append(table(known[key], results, options.threads, max(per_thread, default=0)))
+        tables.append(table(known[key], results, options.threads, best_rate(rates, options.threads)))
         print(tables[-1], flush=True)
         report["shapes"].append({"title": str(known[key]), "shape": asdict(known[key]), "results": results})
     if not options.no_scaling:

@@ -118,6 +118,45 @@ class PlainGRU(nn.Module):
         return torch.stack(outputs)
 
 
+class PlainRNN(nn.Module):
+    """The layer-normalized simple RNN of the paper's equation 4 in a Python loop."""
+
+    def __init__(self, D: int, H: int) -> None:
+        super().__init__()
+        self.H = H
+        self.input, self.recurrent = nn.Linear(D, H, bias=False), nn.Linear(H, H, bias=False)
+        self.norm = nn.LayerNorm(H)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.new_zeros(x.shape[1], self.H)
+        outputs = []
+        for t in range(x.shape[0]):
+            h = torch.tanh(self.norm(self.input(x[t]) + self.recurrent(h)))
+            outputs.append(h)
+        return torch.stack(outputs)
+
+
+class PlainFastWeights(nn.Module):
+    """Fast weights as their paper's equations 1 and 2 read, one inner step: the matrix A in a Python loop."""
+
+    def __init__(self, D: int, H: int) -> None:
+        super().__init__()
+        self.H = H
+        self.input, self.recurrent = nn.Linear(D, H), nn.Linear(H, H, bias=False)
+        self.norm = nn.LayerNorm(H)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.new_zeros(x.shape[1], self.H)
+        A = x.new_zeros(x.shape[1], self.H, self.H)
+        outputs = []
+        for t in range(x.shape[0]):
+            sustained = self.input(x[t]) + self.recurrent(h)
+            h = torch.relu(self.norm(sustained + torch.bmm(A, torch.relu(sustained)[:, :, None])[:, :, 0]))
+            A = 0.95 * A + 0.5 * torch.bmm(h[:, :, None], h[:, None, :])
+            outputs.append(h)
+        return torch.stack(outputs)
+
+
 class ScriptedLSTM(nn.Module):
     """In the manner of PyTorch's fastrnns: the input's product out of the loop, the loop compiled by TorchScript."""
 

@@ -9,11 +9,21 @@ import pytest
 import torch
 from torch import nn
 
+import ln
 from ln import reference
 from ln.norms import NormConfig
 from ln.reference import Params
-from scripts import bench
-from scripts.bench_peers import Packed, PlainGRU, PlainLSTM, ScriptedGRU, ScriptedLSTM, Shape
+from scripts import bench, bench_user
+from scripts.bench_peers import (
+    Packed,
+    PlainFastWeights,
+    PlainGRU,
+    PlainLSTM,
+    PlainRNN,
+    ScriptedGRU,
+    ScriptedLSTM,
+    Shape,
+)
 
 
 def params(module: nn.Module) -> Params:
@@ -83,3 +93,42 @@ def test_a_ragged_shape_counts_and_computes_the_real_steps() -> None:
     for row, length in enumerate(lengths.tolist()):
         torch.testing.assert_close(output[:length, row], layer(x[:length, row])[0])
         assert not output[length:, row].any()
+
+
+def test_plain_fast_weights_are_those_of_the_layer() -> None:
+    torch.manual_seed(0)
+    module, x = PlainFastWeights(5, 12), torch.randn(7, 4, 5)
+    layer = ln.FastWeights(5, 12)
+    layer.weight_ih, layer.weight_hh, layer.bias = module.input.weight, module.recurrent.weight, module.input.bias
+    torch.testing.assert_close(module(x), layer(x)[0])
+
+
+def test_a_plain_rnn_is_the_layer() -> None:
+    torch.manual_seed(0)
+    module, layer, x = PlainRNN(5, 12), ln.RNN(5, 12, backend="reference"), torch.randn(7, 4, 5)
+    layer.weight_ih_l0, layer.weight_hh_l0 = module.input.weight, module.recurrent.weight
+    torch.testing.assert_close(module(x), layer(x)[0])
+
+
+def test_users_cases_are_timed_and_say_what_they_miss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = (
+        bench_user.Case("LSTM", 3, 4, 5, 6, layers=2, bidirectional=True),
+        bench_user.Case("GRUCell", 1, 4, 5, 6, trains=False),
+        bench_user.Case("FastWeights", 3, 4, 5, 6),
+    )
+    monkeypatch.setattr(bench_user, "CASES", cases)
+    monkeypatch.setattr(bench_user, "_SHORTEST", 0.0)
+    monkeypatch.setattr(bench_user, "TARGETS", {"ln, layer norm": 0.0})
+    bench.main(["--shapes", "user", "--rounds", "1", "--out", str(tmp_path)])
+    told = (tmp_path / "user.txt").read_text()
+    assert told.count("forward + backward") == 2 * 2  # cases, threads
+    assert told.count("missed: at most 0.0 is wanted") == 2 * (2 + 1)  # of the layer and of the cell
+    measured = json.loads((tmp_path / "user.json").read_text())["cases"]
+    assert {"torch.nn, no norm", "plain loop", "ln, batch norm"} <= set(measured[0]["results"])
+
+
+def test_flops_of_a_users_case() -> None:
+    case = bench_user.Case("LSTM", 28, 128, 28, 128)
+    assert case.gflop(trains=True) == pytest.approx(Shape("", "lstm", 28, 128, 28, 128).gflop)
+    two = bench_user.Case("LSTM", 28, 128, 128, 128, layers=2)
+    assert two.gflop(trains=False) == pytest.approx(2 * bench_user.Case("LSTM", 28, 128, 128, 128).gflop(trains=False))

@@ -1,0 +1,195 @@
+"""The layers as users call them, at sizes of public models, beside torch.nn's: `make bench BENCH="--shapes user"`.
+
+Forward and backward with every gradient, and inference, on one and on two threads. All implementations of a case live
+in one process and take turns, round by round; a time is the median over rounds, a ratio the median of the rounds'
+ratios. On one thread the processor time counts, on two the wall time. "of limit" is the share of the time that the
+matrix products alone take at the best rate that any library reached in the same run.
+
+Shapes: T time, B batch, D input, H hidden.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import ln
+from scripts.bench_peers import PlainFastWeights, PlainGRU, PlainLSTM, PlainRNN
+
+NORMS = ("none", "layer", "weight", "rms", "batch")
+BASELINE, LOOP = "torch.nn, no norm", "plain loop"
+TARGETS = {"ln, layer norm": 1.1, "ln, weight norm": 1.0, "ln, no norm": 1.0}  # of torch.nn's time
+_GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+_PLAIN: dict[str, Callable[[int, int], nn.Module]] = {"LSTM": PlainLSTM, "GRU": PlainGRU, "RNN": PlainRNN}
+_SHORTEST = 4e-3  # seconds: passes of less are timed several at once
+
+
+@dataclass(frozen=True)
+class Case:
+    kind: str  # a class of torch.nn and of ln
+    T: int
+    B: int
+    D: int
+    H: int
+    layers: int = 1
+    bidirectional: bool = False
+    trains: bool = True  # else inference alone is of interest
+
+    def __str__(self) -> str:
+        more = f", {self.layers} layers" * (self.layers > 1) + ", bidirectional" * self.bidirectional
+        return f"{self.kind} T{self.T} B{self.B} D{self.D} H{self.H}{more}"
+
+    @property
+    def is_cell(self) -> bool:
+        return self.kind.endswith("Cell")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What of a layer is not at its default."""
+        options = {"num_layers": self.layers, "bidirectional": self.bidirectional}
+        return {name: value for name, value in options.items() if value not in (1, False)}
+
+    def gflop(self, trains: bool) -> float:
+        """Of the matrix products; those of the backward pass are twice the forward's. Fast weights: the slow ones'."""
+        directions = 1 + self.bidirectional
+        widths = [self.D] + [directions * self.H] * (self.layers - 1)
+        columns = sum(directions * (width + self.H) for width in widths)
+        gates = _GATES.get(self.kind.removesuffix("Cell"), 1)
+        return 2e-9 * self.T * self.B * gates * self.H * columns * (3 if trains else 1)
+
+
+CASES = (
+    Case("RNN", 50, 32, 128, 128),
+    Case("LSTMCell", 1, 64, 256, 256),
+    Case("LSTMCell", 1, 97, 51, 51),
+    Case("GRUCell", 1, 64, 256, 256),
+    Case("LSTM", 50, 32, 128, 128, bidirectional=True),
+    Case("GRU", 1, 1, 256, 256),
+    Case("LSTM", 35, 20, 650, 650, layers=2),
+    Case("LSTM", 500, 8, 400, 400, trains=False),
+    Case("FastWeights", 23, 128, 37, 50),
+)
+
+
+class _Stacked(nn.Module):
+    """Plain loops on top of one another, in one or two directions; x (T, B, D), or (B, D) for a single step."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        make, widths = _PLAIN[case.kind.removesuffix("Cell")], [case.D]
+        widths += [case.H * (1 + case.bidirectional)] * (case.layers - 1)
+        directions = range(1 + case.bidirectional)
+        self.layers = nn.ModuleList(nn.ModuleList(make(width, case.H) for _ in directions) for width in widths)
+        self.one_step = case.is_cell
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[None] if self.one_step else x
+        for layer in self.layers:
+            ahead, *back = layer  # type: ignore[misc]
+            x = torch.cat([ahead(x), *(loop(x.flip(0)).flip(0) for loop in back)], -1)
+        return x[0] if self.one_step else x
+
+
+def implementations(case: Case) -> dict[str, nn.Module]:
+    """By name, the baseline first."""
+    if case.kind == "FastWeights":
+        return {
+            BASELINE: nn.RNN(case.D, case.H, nonlinearity="relu"),
+            LOOP: PlainFastWeights(case.D, case.H),
+            "ln, layer norm": ln.FastWeights(case.D, case.H),
+        }
+    found = {BASELINE: getattr(nn, case.kind)(case.D, case.H, **case.options), LOOP: _Stacked(case)}
+    for norm in NORMS:
+        if norm == "batch" and case.B == 1:
+            continue  # there are no statistics of one case
+        name = "ln, no norm" if norm == "none" else f"ln, {norm} norm"
+        found[name] = getattr(ln, case.kind)(case.D, case.H, norm=norm, **case.options)
+    return found
+
+
+def passes(case: Case, module: nn.Module, trains: bool) -> Callable[[], None]:
+    """One forward pass, and a backward pass to every parameter and the input."""
+    torch.manual_seed(0)
+    shape = (case.B, case.D) if case.is_cell else (case.T, case.B, case.D)
+    x = torch.randn(shape, requires_grad=trains)
+    steps = isinstance(module, ln.LSTMCell | ln.GRUCell | ln.RNNCell) and module.norm.traits.population
+    module.train(trains or steps)
+
+    def output() -> Tensor:
+        found = module(x, step=0) if steps else module(x)
+        return found[0] if isinstance(found, tuple) else found
+
+    cotangent = torch.randn_like(output())
+
+    def run() -> None:
+        if not trains:
+            with torch.no_grad():
+                output()
+            return
+        x.grad = None
+        module.zero_grad(set_to_none=True)
+        output().backward(cotangent)
+
+    return run
+
+
+def measure(case: Case, trains: bool, threads: int, rounds: int) -> dict[str, dict[str, Any]]:
+    """By implementation: ms and the times of the rounds."""
+    torch.set_num_threads(threads)
+    clock = time.process_time if threads == 1 else time.perf_counter
+    runs = {name: passes(case, module, trains) for name, module in implementations(case).items()}
+    for run in runs.values():
+        run()
+        run()
+    start = clock()
+    runs[BASELINE]()
+    repeats = max(1, round(_SHORTEST / max(clock() - start, 1e-6)))
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = clock()
+            for _ in range(repeats):
+                run()
+            times[name].append(1e3 * (clock() - start) / repeats)
+    return {name: {"ms": median(found), "times": found} for name, found in times.items()}
+
+
+def ratio(results: dict[str, dict[str, Any]], name: str, to: str) -> float:
+    """Median over rounds of the time of `name` in units of that of `to`."""
+    return median(a / b for a, b in zip(results[name]["times"], results[to]["times"], strict=True))
+
+
+def table(case: Case, trains: bool, threads: int, results: dict[str, dict[str, Any]], rate: float) -> str:
+    """rate: the best GFLOP/s of a product on one thread."""
+    limit = 1e3 * case.gflop(trains) / (rate * threads)
+    title = f"\n{case}, {'forward + backward' if trains else 'inference'}, {threads} thread{'s' * (threads > 1)}: "
+    lines = [f"{title}products alone {limit:.3f} ms"]
+    lines.append(f"{'':20}{'ms':>10}{'/torch.nn':>11}{'/loop':>9}{'of limit':>10}")
+    for name, found in results.items():
+        to_nn, to_loop = ratio(results, name, BASELINE), ratio(results, name, LOOP)
+        missed = ""
+        if name in TARGETS and case.kind != "FastWeights" and to_nn > TARGETS[name]:
+            missed = f"   missed: at most {TARGETS[name]:.1f} is wanted"
+        shown = f"{found['ms']:10.3f}{to_nn:10.2f}x{to_loop:8.2f}x{limit / found['ms']:10.0%}"
+        lines.append(f"{name:20}{shown}{missed}")
+    return "\n".join(lines)
+
+
+def run(rates: Callable[[int], float], rounds: int) -> tuple[list[str], list[dict[str, Any]]]:
+    """The tables and what they were made from; rates(threads) is the best rate of a product, a thread."""
+    tables, measured = [], []
+    for threads in (1, 2):
+        rate = rates(threads)
+        for case in CASES:
+            for trains in (True, False)[not case.trains :]:
+                results = measure(case, trains, threads, rounds)
+                tables.append(table(case, trains, threads, results, rate))
+                print(tables[-1], flush=True)
+                measured.append({"case": str(case), "trains": trains, "threads": threads, "results": results})
+    return tables, measured
