@@ -107,7 +107,7 @@ class _Cell(NormalizedRecurrence):
         with without_autocast(x.device):
             params = self.params("", x.dtype) if self._prepared is None else self._prepared
             new = function(x, state if self.cell == "lstm" else state[0], *params[:4])
-        self.backend_used = "torch.nn"
+        self.note("torch.nn")
         return tuple(new) if self.cell == "lstm" else (new,)
 
     def extra_repr(self) -> str:

@@ -230,8 +230,13 @@ class NormalizedRecurrence(nn.Module):
         else:
             wanted = self.backend
         module = kernels.resolve(wanted, x.device, working_dtype(x.dtype), self.cell, self.kernel_norm, beyond)
-        self.backend_used = kernels.name_of(module)
+        self.note(kernels.name_of(module))
         return module
+
+    def note(self, backend: str) -> None:
+        """Keep what ran the last call in `backend_used`; a module's attributes are slow to set."""
+        if self.backend_used != backend:
+            self.backend_used = backend
 
     def matched(self, x: Tensor, dims: int, letters: str) -> Tensor:
         """x after the checks of its shape, device and dtype; under autocast in the dtype of the parameters."""

@@ -123,7 +123,6 @@ class _Recurrent(NormalizedRecurrence):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         dtype, T = x.dtype, x.shape[0]
         backend = self.resolved(x, beyond)
-        self.backend_used = kernels.name_of(backend)
         x, state = x.to(working_dtype(dtype)), tuple(value.to(working_dtype(dtype)) for value in state)
         steps, backwards = T, None
         if lengths is not None:
@@ -197,7 +196,7 @@ class _Recurrent(NormalizedRecurrence):
         hidden = state if self.cell == "lstm" else state[0]
         flags = (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional, False)
         output, *final = function(x, hidden, weights, *flags)
-        self.backend_used = "torch.nn"
+        self.note("torch.nn")
         return output, tuple(final)
 
     def flatten_parameters(self) -> None:

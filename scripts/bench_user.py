@@ -91,7 +91,7 @@ class _Stacked(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x[None] if self.one_step else x
         for layer in self.layers:
-            ahead, *back = layer  # type: ignore[misc]
+            ahead, *back = layer.children()
             x = torch.cat([ahead(x), *(loop(x.flip(0)).flip(0) for loop in back)], -1)
         return x[0] if self.one_step else x
 

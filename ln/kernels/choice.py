@@ -21,6 +21,7 @@ from ln.norms import NormConfig
 log = logging.getLogger("ln")
 
 _MODULES: dict[str, Backend] = {"reference": reference, "torch": plain, "native": native, "triton": triton}
+_NAMES = {module: name for name, module in _MODULES.items()}
 BACKENDS = tuple(_MODULES)
 _LARGE_STEP = 1 << 23  # multiplications in a step, from which on better products outweigh what a call costs
 _said: set[tuple[str, str]] = set()
@@ -40,7 +41,7 @@ def load(backend: str) -> Backend:
 
 def name_of(module: Backend) -> str:
     """The name in BACKENDS of a backend's module."""
-    return next(name for name, known in _MODULES.items() if known is module)
+    return _NAMES[module]
 
 
 @functools.lru_cache(maxsize=1024)
