@@ -17,13 +17,12 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from scripts.bench_peers import IMPLEMENTATIONS, Shape
+from scripts.bench_peers import ALONE, IMPLEMENTATIONS, Shape, products
 
 SHAPES = {
     "lstm28": Shape("lstm28", "lstm", 28, 128, 28, 128),
@@ -175,27 +174,13 @@ def ratio(results: dict[str, dict[str, Any]], name: str, to: str) -> float | Non
 
 
 def product_rates(threads: int) -> list[dict[str, Any]]:
-    """GFLOP/s of C (M, N) = A (M, K) B^T in float32: MKL (torch.mm), oneDNN, and the native backend's own."""
-    import ctypes
-    from functools import partial
-
+    """GFLOP/s of products, see `products`."""
     import torch
-
-    from ln.kernels.native import backend as native
-    from ln.kernels.native import build as native_build
 
     torch.set_num_threads(threads)
     rates = []
     for M, N, K in ((128, 512, 128), (4096, 1024, 900), (128, 3072, 1024)):
-        A, B, C = torch.randn(M, K), torch.randn(N, K), torch.empty(M, N)
-        contenders: dict[str, Callable[[], Any]] = {"torch.mm": partial(torch.mm, A, B.t(), out=C)}
-        if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-            contenders["oneDNN"] = partial(torch.ops.mkldnn._linear_pointwise, A, B, None, "none", [], "")
-        if native.available() is None:
-            gemm = native_build.load().ln_gemm
-            work = torch.empty(gemm(M, N, K, None, None, None, None))
-            p = [ctypes.c_void_p(t.data_ptr()) for t in (A, B, C, work)]
-            contenders["ln native (1 thread)"] = partial(gemm, M, N, K, *p)
+        contenders = products(M, N, K)
         best = {name: float("inf") for name in contenders}
         for _ in range(12):
             for name, run in contenders.items():
@@ -208,7 +193,7 @@ def product_rates(threads: int) -> list[dict[str, Any]]:
 
 def best_rate(rates: list[dict[str, Any]], threads: int) -> float:
     """The most GFLOP/s that any product reached on a thread; 0 where none was measured."""
-    per_thread = [v / (1 if "1 thread" in k else threads) for r in rates for k, v in r.items() if k not in "MNK"]
+    per_thread = [v / (1 if ALONE in k else threads) for r in rates for k, v in r.items() if k not in "MNK"]
     return max(per_thread, default=0)
 
 
@@ -353,7 +338,7 @@ def user(folder: Path, rounds: int) -> None:
 
     title = f"{machine('cpu')}, float32, load average before: {os.getloadavg()[0]:.1f}, {rounds} rounds"
     print(title)
-    tables, measured = bench_user.run(lambda threads: best_rate(product_rates(threads), threads), rounds)
+    tables, measured = bench_user.run(rounds)
     write_text(folder / "user.txt", "\n".join([title, *tables]) + "\n")
     write_text(folder / "user.json", json.dumps({"machine": title, "cases": measured}, indent=1) + "\n")
 

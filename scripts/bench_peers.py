@@ -6,9 +6,11 @@ that runs one forward and backward pass of the layer on inputs made from one see
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,6 +47,24 @@ class Shape:
 
 
 Pass = Callable[[], None]
+ALONE = "(1 thread)"  # in the name of what runs on one thread, however many there are
+
+
+def products(M: int, N: int, K: int) -> dict[str, Callable[[], Any]]:
+    """C (M, N) = A (M, K) B^T in float32 by MKL (torch.mm), oneDNN, and the native backend's own."""
+    from ln.kernels.native import backend as native
+    from ln.kernels.native import build as native_build
+
+    A, B, C = torch.randn(M, K), torch.randn(N, K), torch.empty(M, N)
+    found: dict[str, Callable[[], Any]] = {"torch.mm": partial(torch.mm, A, B.t(), out=C)}
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        found["oneDNN"] = partial(torch.ops.mkldnn._linear_pointwise, A, B, None, "none", [], "")
+    if native.available() is None:
+        gemm = native_build.load().ln_gemm
+        kept = A, B, C, torch.empty(gemm(M, N, K, None, None, None, None))
+        pointers = [ctypes.c_void_p(t.data_ptr()) for t in kept]
+        found[f"ln native {ALONE}"] = lambda: (gemm(M, N, K, *pointers), kept)
+    return found
 
 
 def _inputs(s: Shape, device: str) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,8 @@
 Forward and backward with every gradient, and inference, on one and on two threads. All implementations of a case live
 in one process and take turns, round by round; a time is the median over rounds, a ratio the median of the rounds'
 ratios. On one thread the processor time counts, on two the wall time. "of limit" is the share of the time that the
-matrix products alone take at the best rate that any library reached in the same run.
+matrix products alone take at the rate that the best library reached in the same round, since a busy machine's own speed
+changes from one minute to the next.
 
 Shapes: T time, B batch, D input, H hidden.
 """
@@ -20,13 +21,14 @@ import torch
 from torch import Tensor, nn
 
 import ln
-from scripts.bench_peers import PlainFastWeights, PlainGRU, PlainLSTM, PlainRNN
+from scripts.bench_peers import ALONE, PlainFastWeights, PlainGRU, PlainLSTM, PlainRNN, products
 
 NORMS = ("none", "layer", "weight", "rms", "batch")
 BASELINE, LOOP = "torch.nn, no norm", "plain loop"
 TARGETS = {"ln, layer norm": 1.1, "ln, weight norm": 1.0, "ln, no norm": 1.0}  # of torch.nn's time
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _PLAIN: dict[str, Callable[[int, int], nn.Module]] = {"LSTM": PlainLSTM, "GRU": PlainGRU, "RNN": PlainRNN}
+_PROBE = (512, 1024, 512)  # the product whose rate is measured: M, N, K
 _SHORTEST = 4e-3  # seconds: passes of less are timed several at once
 
 
@@ -140,7 +142,8 @@ def passes(case: Case, module: nn.Module, trains: bool) -> Callable[[], None]:
 
 
 def measure(case: Case, trains: bool, threads: int, rounds: int) -> dict[str, dict[str, Any]]:
-    """By implementation: ms and the times of the rounds."""
+    """By implementation: ms, the times of the rounds, and the products' time at the best rate in each round as a share
+    of them."""
     torch.set_num_threads(threads)
     clock = time.process_time if threads == 1 else time.perf_counter
     runs = {name: passes(case, module, trains) for name, module in implementations(case).items()}
@@ -151,13 +154,28 @@ def measure(case: Case, trains: bool, threads: int, rounds: int) -> dict[str, di
     runs[BASELINE]()
     repeats = max(1, round(_SHORTEST / max(clock() - start, 1e-6)))
     times: dict[str, list[float]] = {name: [] for name in runs}
+    contenders, limits = products(*_PROBE), []
+    flop = 2 * _PROBE[0] * _PROBE[1] * _PROBE[2]
     for _ in range(rounds):
+        rate = 0.0  # FLOP a second
+        for name, product in contenders.items():
+            start = clock()
+            product()
+            rate = max(rate, flop / (clock() - start) * (threads if ALONE in name else 1))
+        limits.append(1e3 * 1e9 * case.gflop(trains) / rate)
         for name, run in runs.items():
             start = clock()
             for _ in range(repeats):
                 run()
             times[name].append(1e3 * (clock() - start) / repeats)
-    return {name: {"ms": median(found), "times": found} for name, found in times.items()}
+    return {
+        name: {
+            "ms": median(found),
+            "times": found,
+            "share": median(limit / ms for limit, ms in zip(limits, found, strict=True)),
+        }
+        for name, found in times.items()
+    }
 
 
 def ratio(results: dict[str, dict[str, Any]], name: str, to: str) -> float:
@@ -165,31 +183,27 @@ def ratio(results: dict[str, dict[str, Any]], name: str, to: str) -> float:
     return median(a / b for a, b in zip(results[name]["times"], results[to]["times"], strict=True))
 
 
-def table(case: Case, trains: bool, threads: int, results: dict[str, dict[str, Any]], rate: float) -> str:
-    """rate: the best GFLOP/s of a product on one thread."""
-    limit = 1e3 * case.gflop(trains) / (rate * threads)
-    title = f"\n{case}, {'forward + backward' if trains else 'inference'}, {threads} thread{'s' * (threads > 1)}: "
-    lines = [f"{title}products alone {limit:.3f} ms"]
+def table(case: Case, trains: bool, threads: int, results: dict[str, dict[str, Any]]) -> str:
+    lines = [f"\n{case}, {'forward + backward' if trains else 'inference'}, {threads} thread{'s' * (threads > 1)}"]
     lines.append(f"{'':20}{'ms':>10}{'/torch.nn':>11}{'/loop':>9}{'of limit':>10}")
     for name, found in results.items():
         to_nn, to_loop = ratio(results, name, BASELINE), ratio(results, name, LOOP)
         missed = ""
         if name in TARGETS and case.kind != "FastWeights" and to_nn > TARGETS[name]:
             missed = f"   missed: at most {TARGETS[name]:.1f} is wanted"
-        shown = f"{found['ms']:10.3f}{to_nn:10.2f}x{to_loop:8.2f}x{limit / found['ms']:10.0%}"
+        shown = f"{found['ms']:10.3f}{to_nn:10.2f}x{to_loop:8.2f}x{found['share']:10.0%}"
         lines.append(f"{name:20}{shown}{missed}")
     return "\n".join(lines)
 
 
-def run(rates: Callable[[int], float], rounds: int) -> tuple[list[str], list[dict[str, Any]]]:
-    """The tables and what they were made from; rates(threads) is the best rate of a product, a thread."""
+def run(rounds: int) -> tuple[list[str], list[dict[str, Any]]]:
+    """The tables, and what they were made from."""
     tables, measured = [], []
     for threads in (1, 2):
-        rate = rates(threads)
         for case in CASES:
             for trains in (True, False)[not case.trains :]:
                 results = measure(case, trains, threads, rounds)
-                tables.append(table(case, trains, threads, results, rate))
+                tables.append(table(case, trains, threads, results))
                 print(tables[-1], flush=True)
                 measured.append({"case": str(case), "trains": trains, "threads": threads, "results": results})
     return tables, measured
