@@ -31,6 +31,14 @@ def optimizer_of(train: Train, model: torch.nn.Module, device: torch.device) -> 
     return optimizer
 
 
+def length(train: Train, steps_per_epoch: int) -> tuple[int, float]:
+    """The last step, and the steps between two evaluations, of which there may be a fraction."""
+    unit = steps_per_epoch if train.epochs is not None else 1
+    whole = train.epochs if train.epochs is not None else train.steps
+    assert whole is not None
+    return max(1, round(whole * unit)), train.evaluate_every_steps or (train.evaluate_every or 0) * unit
+
+
 class Step:
     """Loss, backward, clip and update; on CUDA, after a few steps, captured once and replayed as one graph.
 

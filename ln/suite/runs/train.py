@@ -35,7 +35,7 @@ from ln.suite.runs.device import ask_for, backends_of, device_of, take_gpu
 from ln.suite.runs.folder import FAILED, INTERRUPTED, RUNNING, Run, going_back, peak_memory_bytes, provenance
 from ln.suite.runs.pictures import draw, draw_again
 from ln.suite.runs.read import COMPLETE, DIVERGED, PARTIAL
-from ln.suite.runs.step import Means, Step, optimizer_of
+from ln.suite.runs.step import Means, Step, length, optimizer_of
 from ln.suite.task import Task, evaluation, stream_seed
 from ln.suite.until import Until
 
@@ -75,12 +75,7 @@ class Loop:
 
     def __init__(self, recipe: Recipe, run: Run, task: Task, optimizer: torch.optim.Optimizer):
         self.recipe, self.run, self.task, self.optimizer = recipe, run, task, optimizer
-        unit = task.steps_per_epoch if recipe.train.epochs is not None else 1
-        length = recipe.train.epochs if recipe.train.epochs is not None else recipe.train.steps
-        assert length is not None
-        self.last_step = max(1, round(length * unit))
-        # In steps; maybe a fraction of an epoch.
-        self.every = recipe.train.evaluate_every_steps or (recipe.train.evaluate_every or 0) * unit
+        self.last_step, self.every = length(recipe.train, task.steps_per_epoch)
         self.stop_step = Until.of(recipe.until).step(self.last_step, task.steps_per_epoch)
         self.step = 0
         self.means = Means()

@@ -1,15 +1,15 @@
 """Which runs an experiment's claims need, which are done, and how long the rest will take."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ln.suite.config import PROFILES, names, unknown
 from ln.suite.errors import Mistake
 from ln.suite.judging.claims import load_claims
 from ln.suite.runs.folder import DONE, run_folder
 from ln.suite.runs.read import COMPLETE, load_runs, part_of, read_metrics, run_folders, run_info
+from ln.suite.sweeps.pace import Pace, pace_of
 from ln.suite.until import Until
 
 
@@ -25,6 +25,7 @@ class Cell:
     share: float  # of its steps that are behind it
     seconds: float | None  # what is left, estimated from runs like it; None where there are none
     done: bool  # no more of it is wanted
+    pace: Pace | None = None  # what `seconds` is estimated from
 
 
 @dataclass(frozen=True)
@@ -74,23 +75,15 @@ def wanted(group: str, profile: str, norms: str | None = None, seeds: str | None
     return Wanted({e: norms for e, norms in by_experiment.items() if norms}, numbers, others=seeds is None)
 
 
-@dataclass(frozen=True)
-class Pace:
-    """What a run that is done, wholly or in part, tells of the others like it."""
-
-    seconds: float  # of the whole run
-    last_step: int
-    steps_per_epoch: int | None
-
-    def share(self, until: Until) -> float | None:
-        """Which share of the whole run `until` is; None where nothing tells."""
-        if until.unit == "epochs" and self.steps_per_epoch is None:
-            return None
-        return until.step(self.last_step, self.steps_per_epoch or 0) / self.last_step
-
-
-def cells(results: str | Path, profile: str, wanted: Wanted, until: str | None = None) -> list[Cell]:
-    """The wanted runs and their state, read from their folders; `until`: so much of each is wanted.
+def cells(
+    results: str | Path,
+    profile: str,
+    wanted: Wanted,
+    until: str | None = None,
+    estimate: Callable[[str, str], Pace] | None = None,
+) -> list[Cell]:
+    """The wanted runs and their state, read from their folders; `until`: so much of each is wanted. `estimate`: how
+    long a run of an experiment and norm takes, asked where no run of the experiment tells.
 
     Raises:
         Mistake: `until` is no part of a run.
@@ -102,9 +95,11 @@ def cells(results: str | Path, profile: str, wanted: Wanted, until: str | None =
         folder, paces = run_folder(results, profile, experiment, norm, seed), paces_of[experiment]
         pace = paces.get(norm, max(paces.values(), key=lambda p: p.seconds, default=None))
         status, share, done = _state(folder, pace, part)
+        if pace is None and estimate is not None and not done:
+            pace = estimate(experiment, norm)
         target = pace.share(part) if pace else None
         left = 0.0 if done else (None if pace is None or target is None else pace.seconds * max(0.0, target - share))
-        found.append(Cell(experiment, norm, seed, folder, status, share, left, done))
+        found.append(Cell(experiment, norm, seed, folder, status, share, left, done, pace))
     if wanted.others:
         found += _others(Path(results) / profile, wanted)
         order = list(wanted.norms)
@@ -133,22 +128,12 @@ def _paces(folder: Path) -> dict[str, Pace]:
         if info is None or (info["status"] != COMPLETE and part_of(info) is None):
             continue
         try:
-            pace = _pace(part_of(info) or info)
+            pace = pace_of(part_of(info) or info)
         except (KeyError, TypeError, ZeroDivisionError):  # it tells no pace, and is named where it is judged
             continue
         norm = run.parent.name
         paces[norm] = max(paces.get(norm, pace), pace, key=lambda p: p.seconds)
     return paces
-
-
-def _pace(info: dict[str, Any]) -> Pace:
-    """Of a run that is complete or partial, from its run.json."""
-    whole = info["status"] == COMPLETE
-    last_step = info["steps"] if whole else info["last_step"]
-    seconds = info["seconds"] if whole else info["seconds"] * last_step / info["step"]
-    epochs = info["identity"]["train"]["epochs"]
-    per_epoch = last_step / epochs if epochs else None if whole else info["step"] / info["epoch"]
-    return Pace(seconds, last_step, round(per_epoch) if per_epoch else None)
 
 
 def _state(folder: Path, pace: Pace | None, until: Until) -> tuple[str, float, bool]:
