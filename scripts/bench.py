@@ -22,6 +22,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from ln.suite.showing.onward import onward
 from scripts.bench_peers import ALONE, IMPLEMENTATIONS, Shape, products
 
 SHAPES = {
@@ -404,7 +405,7 @@ def main(arguments: list[str] | None = None) -> None:
     write_text(options.out / f"{name}.json", json.dumps(report, indent=1) + "\n")
     write_text(options.out / f"{name}.txt", "\n".join(tables) + "\n")
     draw(report, options.out, name)
-    print(f"\nwritten to {options.out}")
+    print(f"\nwritten to {options.out}\n{onward('bench')}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from ln.suite.config import CONFIGS, Recipe, recipe_of
 from ln.suite.files import write_text
 from ln.suite.runs.folder import Run, cpu_name
 from ln.suite.runs.train import train
+from ln.suite.showing.onward import onward
 
 ROUNDS = 7
 STEPS = {"mnist_b128": 60, "mnist_b4": 400}
@@ -80,7 +81,7 @@ def main() -> None:
             f"{experiment}: ln.suite.runs.train {rates['ours']:.1f} steps/s, bare loop {rates['bare']:.1f}, "
             f"ratio {rates['ratio']:.3f} (at least 0.9 is wanted)"
         )
-    print(f"{path} ({report['cpu']}, {report['threads']} threads)")
+    print(f"{path} ({report['cpu']}, {report['threads']} threads)\n{onward('bench-train')}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import argparse
 
 from ln.suite.errors import Mistake, fail
 from ln.suite.showing.compare import compare, in_words
+from ln.suite.showing.onward import onward
 from ln.suite.showing.page.compare import write_comparison
 
 
@@ -20,7 +21,7 @@ def main() -> None:
     except Mistake as mistake:
         fail(mistake)
     print("\n\n".join("\n".join(in_words(one)) for one in found))
-    print(f"\n{page}")
+    print(f"\n{page}\n{onward('page', file=page)}")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ln.suite.errors import Mistake, fail
 from ln.suite.runs.tracking import entity
+from ln.suite.showing.onward import onward
 from ln.suite.showing.workspaces import chosen, save, write_json
 
 
@@ -24,6 +25,7 @@ def main() -> None:
                 print(*save(group, arguments.profile, arguments.results, owner), sep="\n")
     except Mistake as mistake:
         fail(mistake)
+    print(onward("dashboards on disk" if arguments.dry_run else "dashboards"))
 
 
 if __name__ == "__main__":

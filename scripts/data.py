@@ -5,6 +5,7 @@ import argparse
 
 from ln.suite.config import CONFIGS
 from ln.suite.errors import Mistake, fail
+from ln.suite.showing.onward import onward
 from ln.suite.sweeps.data import fetch, table
 
 
@@ -17,9 +18,10 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         if given.group:
             fetch(given.group, given.data)
+            print(onward("fetched", given.group))
         else:
             groups = sorted(path.stem for path in (CONFIGS / "claims").glob("*.yaml"))
-            print("\n".join(table(groups, given.results)))
+            print("\n".join(table(groups, given.results)), onward("data"), sep="\n")
     except Mistake as mistake:
         fail(mistake)
 

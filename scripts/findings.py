@@ -8,6 +8,7 @@ from ln.suite.errors import Mistake, fail
 from ln.suite.files import write_text
 from ln.suite.judging.findings import finding, findings
 from ln.suite.showing.findings import in_full, page, short_list
+from ln.suite.showing.onward import onward
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
         fail(mistake)
     path = folder / "FINDINGS.md"
     write_text(path, page(found))
-    print(f"{short_list(found)}\n\n{path}")
+    print(f"{short_list(found)}\n\n{path}\n{onward('findings')}")
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import torch
 from ln.kernels.triton import backend as triton_backend
 from ln.suite.errors import Mistake
 from ln.suite.runs.device import NVIDIA_DRIVER, unusable_gpu
+from ln.suite.showing.onward import onward
 
 MINUTES, WITHOUT_GPU = 10, 30
 EXPERIMENTS = (
@@ -266,7 +267,9 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"\nto send in: gpu-check at {commit or 'no commit'} on {where}, torch {torch.__version__}: ", end="")
     print(f"{passed} of {len(checks.rows)} passed; not: {faults}")
     if cuda and passed == len(checks.rows):
-        print(f"the first full run: {FIRST_RUN}")
+        print(onward("gpu", command=FIRST_RUN))
+    elif not cuda:
+        print(onward("no gpu"))
     return int(passed < len(checks.rows))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from ln.suite.errors import Mistake, fail
 from ln.suite.judging.claims import load_claims
 from ln.suite.judging.power import POWER, planned
+from ln.suite.showing.onward import onward
 from ln.suite.showing.text import duration
 from ln.suite.sweeps.pace import Pace, estimated
 from ln.suite.sweeps.preflight import recipes_of
@@ -46,6 +47,7 @@ def main() -> None:
     if lines:
         print(f"\npower of {POWER:.0%} takes")
         print("\n".join(f"  {line}" for line in lines))
+    print(f"\n{onward('planned' if rest else 'nothing left', group, profile, arguments.results)}")
 
 
 def _about(cells: Sequence[Cell]) -> str:

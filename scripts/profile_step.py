@@ -39,6 +39,7 @@ from ln.suite.runs.device import ask_for, backends_of, device_of
 from ln.suite.runs.folder import cpu_name
 from ln.suite.runs.step import GRAPH_WARMUP_STEPS, Step, optimizer_of
 from ln.suite.showing import figures
+from ln.suite.showing.onward import onward
 from ln.suite.showing.panels import legend_columns
 from ln.suite.task import Task, stream_seed
 from scripts.bench_peers import Shape, ours, torch_nn
@@ -315,7 +316,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"captured: {milliseconds:.1f} ms a step, {kernels:.0f} kernels; the longest:")
         for kernel in graph["longest_kernels"]:
             print(f"{100 * kernel['share']:18.1f} % {kernel['a_step']:6.0f} {kernel['name'][:90]}")
-    print(f"{path}\n{picture}")
+    print(f"{path}\n{picture}\n{onward('profiled')}")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from ln.suite.files import write_text
 from ln.suite.judging.findings import findings
 from ln.suite.showing import scoreboard
 from ln.suite.showing.findings import readme_block as findings_block
+from ln.suite.showing.onward import onward
 from ln.suite.showing.report import with_block
 
 
@@ -18,7 +19,7 @@ def main() -> None:
         picture = scoreboard.picture(scoreboard.rows_on_disk(results), results / scoreboard.PICTURE)
     except Mistake as mistake:
         fail(mistake)
-    print(f"{readme}\n{picture}")
+    print(f"{readme}\n{picture}\n{onward('readme')}")
 
 
 if __name__ == "__main__":

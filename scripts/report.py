@@ -3,6 +3,7 @@
 import argparse
 
 from ln.suite.errors import Mistake, fail
+from ln.suite.showing.onward import onward
 from ln.suite.showing.page import write_page
 
 
@@ -15,7 +16,9 @@ def main() -> None:
     except Mistake as mistake:
         fail(mistake)
     print(*built.notes, sep="\n", end="\n" if built.notes else "")
-    print(f"{built.page} ({built.page.stat().st_size / 1e6:.1f} MB)\n{built.markdown}")
+    print(
+        f"{built.page} ({built.page.stat().st_size / 1e6:.1f} MB)\n{built.markdown}\n{onward('page', file=built.page)}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""`make reproduce-<experiment>`: run what its claims need, judge them, draw the figure."""
+"""`make reproduce-<experiment>`: run what its claims need, judge them, draw the figure. Where published runs are, they
+are judged as they are, unless particular norms, seeds or settings are asked for."""
 
 import sys
 
@@ -13,7 +14,8 @@ def main() -> None:
     try:
         arguments = given(command)
         jobs = usual_jobs(arguments.profile, arguments.overrides) if arguments.jobs is None else arguments.jobs
-        sys.exit(sweep(arguments, jobs, table=jobs > 1))
+        particular = any([arguments.norms, arguments.seeds, arguments.overrides])
+        sys.exit(sweep(arguments, jobs, table=jobs > 1, add=particular))
     except Mistake as mistake:
         fail(mistake)
 

@@ -9,6 +9,7 @@ from ln.suite.config import Recipe, names
 from ln.suite.errors import Mistake, fail
 from ln.suite.overrides import check_overrides, words
 from ln.suite.runs.folder import INTERRUPTED
+from ln.suite.showing.onward import onward
 from ln.suite.sweeps.cells import Definition, SweepCell, definitions, plan
 from ln.suite.sweeps.conclude import closing_lines, conclude_sweep
 from ln.suite.sweeps.launch import Outcome, launcher_arguments, notes_for, run_cells, run_in_turn, stop_requests
@@ -46,19 +47,23 @@ def given(parser: argparse.ArgumentParser) -> argparse.Namespace:
     return arguments
 
 
-def sweep(arguments: argparse.Namespace, jobs: int, launcher: str = "local", *, table: bool = True) -> int:
+def sweep(
+    arguments: argparse.Namespace, jobs: int, launcher: str = "local", *, table: bool = True, add: bool = True
+) -> int:
     """Carry out what the arguments ask for, `jobs` runs at a time, and conclude; the command's exit status.
 
     table: show the sweep as a whole, each run writing to its own log; else one run after the other, here.
+    add: carry out what the published runs lack of what is asked for; else they are judged as they are.
     """
     group, profile, results, overrides = arguments.group, arguments.profile, arguments.results, arguments.overrides
     swept = plan(group, profile, results, arguments.norms, arguments.seeds)
     multiruns = [[*lists, *overrides] for lists in swept.multiruns]
     recipes = recipes_of(multiruns)
     chosen = launcher_arguments(launcher, jobs, overrides)
-    ready = there_already(arguments, recipes) if group in names("claims") else {}
-    if all(cell.folder in ready for cell in swept.cells):
-        return concluded(arguments, swept.cells, ready, stopped=False)
+    ready = there_already(arguments, recipes, add) if group in names("claims") else {}
+    published_cells = [cell for cell in swept.cells if cell.folder in ready]
+    if published_cells == swept.cells or (ready and not add):
+        return concluded(arguments, published_cells, ready, stopped=False, trained=False)
     check_runs(multiruns, here=launcher == "local")
     if not table and group in names("claims"):
         outcomes = run_in_turn(swept.cells, recipes, ready)
@@ -74,23 +79,31 @@ def sweep(arguments: argparse.Namespace, jobs: int, launcher: str = "local", *, 
 
 
 def concluded(
-    arguments: argparse.Namespace, cells: list[SweepCell], outcomes: Mapping[Path, Outcome], stopped: bool
+    arguments: argparse.Namespace,
+    cells: list[SweepCell],
+    outcomes: Mapping[Path, Outcome],
+    stopped: bool,
+    trained: bool = True,
 ) -> int:
     """Judge and draw what there is and say what is not; the command's exit status."""
     lines, failed = closing_lines(cells, outcomes)
     print(conclude_sweep(arguments.group, arguments.profile, arguments.results, arguments.overrides))
-    print("\n".join(lines), file=sys.stderr)
+    print("".join(f"{line}\n" for line in lines), end="", file=sys.stderr)
+    if not (stopped or failed):
+        elsewhere = arguments.results != "results" and arguments.group in names("claims")
+        after = "published" if not trained else "reproduced elsewhere" if elsewhere else "reproduced"
+        print(onward(after, arguments.group, arguments.profile, arguments.results))
     return 130 if stopped else int(failed)
 
 
-def there_already(arguments: argparse.Namespace, recipes: list[Recipe]) -> dict[Path, Outcome]:
+def there_already(arguments: argparse.Namespace, recipes: list[Recipe], add: bool) -> dict[Path, Outcome]:
     """The published runs among those that are asked for, which is said, as nothing is trained for them."""
     until = next((o.partition("=")[2] for o in reversed(arguments.overrides) if o.startswith("until=")), None)
     chosen = wanted(arguments.group, arguments.profile, arguments.norms, arguments.seeds)
     found = cells(arguments.results, arguments.profile, chosen, until)
     ready = published(found, recipes, arguments.results)
     if ready:
-        print(in_words(len(ready), len(found), arguments.group, arguments.profile), flush=True)
+        print(in_words(len(ready), len(found), arguments.group, arguments.profile, add), flush=True)
     return {cell.folder: Outcome(cell.status) for cell in ready}
 
 

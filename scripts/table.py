@@ -3,6 +3,7 @@
 import argparse
 
 from ln.suite.errors import Mistake, fail
+from ln.suite.showing.onward import onward
 from ln.suite.showing.tables import write_tables
 
 
@@ -11,7 +12,7 @@ def main() -> None:
     parser.add_argument("--results", default="results")
     arguments = parser.parse_args()
     try:
-        print(*write_tables(arguments.results), sep="\n")
+        print(*write_tables(arguments.results), onward("tables"), sep="\n")
     except Mistake as mistake:
         fail(mistake)
 

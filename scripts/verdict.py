@@ -3,6 +3,7 @@
 import argparse
 
 from ln.suite.errors import Mistake, fail
+from ln.suite.showing.onward import onward
 from ln.suite.showing.report import conclude, terminal_table
 
 
@@ -17,6 +18,8 @@ def main() -> None:
     except Mistake as mistake:
         fail(mistake)
     print(f"{terminal_table(verdicts)}\n\nfigure: {figure or 'none, no run is finished'}")
+    after = "judged" if figure else "nothing to judge"
+    print(onward(after, arguments.group, arguments.profile, arguments.results))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import argparse
 
 from ln.suite.errors import Mistake, fail
 from ln.suite.runs.tracking import has_key, open_leet, rebuild, unmirrored
+from ln.suite.showing.onward import onward
 from ln.suite.showing.published_runs import published_runs, upload
 
 
@@ -30,6 +31,8 @@ def main() -> None:
             open_leet(arguments.results)
     except Mistake as mistake:
         fail(mistake)
+    if not arguments.offline:
+        print(onward("synced"))
 
 
 if __name__ == "__main__":

@@ -101,9 +101,10 @@ def test_filters_count_and_live_in_the_address(built: Built, browser: Callable[.
     claims = {group: len(load_claims(group).claims) for group in groups()}
     rows, mnist = sum(claims.values()), claims["mnist"]
     script = """
-      const look = () => ({ shown: rows.filter((row) => row.offsetParent).map((row) => row.dataset.experiment),
+      const look = () => ({ shown: rows
+          .filter((row) => !row.hidden && !row.closest("details").hidden).map((row) => row.dataset.experiment),
         count: document.getElementById("count").textContent, hash: location.hash,
-        experiment: form.elements.experiment.value });
+        open: folds.filter((fold) => fold.open).length, experiment: form.elements.experiment.value });
       const out = { opened: look() };
       await change(form.elements.verdict, "not_run"); out.both = look();
       await change(form.querySelector("[type=reset]")); out.all = look();
@@ -116,6 +117,7 @@ def test_filters_count_and_live_in_the_address(built: Built, browser: Callable[.
     assert said["opened"]["count"] == f"{mnist} of {rows} claims"
     assert {*said["both"]["shown"]} == {"mnist"}  # the published numbers, which smoke does not judge
     assert len(said["both"]["shown"]) < mnist
+    assert (said["opened"]["open"], said["all"]["open"]) == (1, 0)  # folded until some are asked for
     assert said["both"]["hash"] == "#experiment=mnist&verdict=not_run"
     assert len(said["all"]["shown"]) == rows
     assert {*said["data"]["shown"]} == {"mnist"}  # but for claims about norms that were not run, which have no data

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from hydra import compose, initialize_config_dir
 
 import ln.suite.sweeps.cells
 import ln.suite.sweeps.launch
+import scripts.reproduce
 import scripts.sweep
 from ln.suite.config import CONFIGS, Recipe, names, recipe_of
 from ln.suite.errors import Mistake
@@ -121,6 +123,17 @@ def test_a_clones_published_runs_are_said_and_nothing_is_trained(
         assert sweep(parse(asked)) == 0
     said = capsys.readouterr().out
     assert "6 of 6 runs are published ones; `make reproduce-mnist PROFILE=smoke RESULTS=mine` trains your own" in said
+    assert "figure: results/smoke/mnist/figure.png" in said
+    assert "next: `make reproduce-mnist PROFILE=smoke RESULTS=mine QUICK=1` trains your own" in said
+    # Runs that the claims ask for and that are not there are carried out only where they are named.
+    with monkeypatch.context() as patch:
+        patch.setattr(ln.suite.sweeps.launch, "carry_out", lambda _: pytest.fail("it trains"))
+        patch.setattr("sys.argv", ["reproduce", "mnist", "--profile=smoke", "--jobs=1"])
+        with pytest.raises(SystemExit) as ended:
+            scripts.reproduce.main()
+    said = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert re.search(r"6 of \d+ runs are published ones, and `make sweep-mnist PROFILE=smoke` adds the other \d+", said)
     assert "figure: results/smoke/mnist/figure.png" in said
     # Another recipe's are not taken for the ones that are asked for, but refused.
     assert sweep(parse([*asked, "train.optimizer.lr=0.5"])) == 1

@@ -67,6 +67,13 @@ def test_make_hands_on_a_path_as_it_was_typed(stub: Callable[..., Any], tmp_path
     assert sorted(path.name for path in clone.iterdir()) == [".venv", "Makefile", "requirements.lock"]
 
 
+def test_quick_is_one_seed_unless_seeds_are_named(stub: Callable[..., Any], tmp_path: Path) -> None:
+    asked = {"QUICK=1": ["--seeds=0"], "QUICK=0": [], "QUICK=1 SEEDS=1,2": ["--seeds=1,2"], "": []}
+    for place, (typed, seeds) in enumerate(asked.items()):
+        given = stub(tmp_path / str(place), "reproduce-mnist", *typed.split())[0]
+        assert [word for word in given if word.startswith("--seeds")] == seeds, typed
+
+
 def test_make_hands_on_no_more_than_was_typed(stub: Callable[..., Any], tmp_path: Path) -> None:
     bare = ["-m", "scripts.reproduce", "order_embeddings", "--profile=laptop", "--overrides="]
     assert stub(tmp_path / "clone", "reproduce-order-embeddings")[0] == bare

@@ -2,12 +2,13 @@
 
 import shutil
 import textwrap
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from ln.suite.config import CONFIGS, imported
 from ln.suite.judging.claims import load_claims
-from ln.suite.judging.verdicts import judge_runs, read_verdicts, scale_of, write_verdicts
+from ln.suite.judging.verdicts import NOT_RUN, judge_runs, read_verdicts, scale_of, write_verdicts
 from ln.suite.runs.read import load_runs
 from ln.suite.showing.panels import claim_figure
 
@@ -30,10 +31,12 @@ def conclude(group: str, profile: str, results: str | Path) -> tuple[list[dict[s
 
 
 def terminal_table(verdicts: list[dict[str, Any]]) -> str:
-    """One block per claim, wrapped to the terminal."""
+    """One block per claim, wrapped to the terminal; claims that were not judged in one for each reason."""
     width = min(shutil.get_terminal_size((100, 20)).columns, 120)
     blocks = []
     for verdict in verdicts:
+        if verdict["verdict"] == NOT_RUN:
+            continue
         count = len(verdict["seeds"])
         seeds = f"{count} seed{'s' * (count != 1)}" if count else "no runs"
         label = f"[{verdict['scale'] or verdict['profile']}, {verdict['data'] or 'no data'}, {seeds}]"
@@ -47,6 +50,10 @@ def terminal_table(verdicts: list[dict[str, Any]]) -> str:
             textwrap.fill(line, width, initial_indent="" if number == 0 else " " * 16, subsequent_indent=" " * 16)
             for number, line in enumerate(lines)
         ]
+    reasons = Counter(verdict["reason"] for verdict in verdicts if verdict["verdict"] == NOT_RUN)
+    for reason, count in reasons.items():
+        line = f"{'NOT RUN':15} {count} claim{'s' * (count != 1)}: {reason}"
+        blocks.append(textwrap.fill(line, width, subsequent_indent=" " * 16))
     return "\n".join(blocks)
 
 

@@ -143,7 +143,6 @@ def fetch(group: str, request: str = "auto") -> None:
             raise Mistake("; ".join(refusals) or f"{group} has no data to fetch for data={request}")
         for refusal in refusals:
             print(f"not to be had: {refusal}", flush=True)
-    print(f"next: make reproduce-{group.replace('_', '-')}")
 
 
 def _got(find: Find, status: str) -> Source:

@@ -43,9 +43,14 @@ def _is_of(folder: Path, recipe: Recipe) -> bool:
     return info["hash"] == identity_hash(recipe, source) and recipe.data in ("auto", source["status"])
 
 
-def in_words(found: int, of: int, group: str, profile: str) -> str:
+def in_words(found: int, of: int, group: str, profile: str, add: bool = True) -> str:
     """`24 of 24 runs are published ones; make reproduce-mnist RESULTS=mine trains your own`."""
     more = "" if profile == "laptop" else f" PROFILE={profile}"
-    rest = f", {of - found} to be carried out" if found < of else ""
-    command = f"make reproduce-{group.replace('_', '-')}{more} RESULTS=mine"
-    return f"{found} of {of} runs are published ones{rest}; `{command}` trains your own"
+    name = group.replace("_", "-")
+    rest = (
+        f", {of - found} to be carried out" if add else f", and `make sweep-{name}{more}` adds the other {of - found}"
+    )
+    return (
+        f"{found} of {of} runs are published ones{rest if found < of else ''}; "
+        f"`make reproduce-{name}{more} RESULTS=mine` trains your own"
+    )

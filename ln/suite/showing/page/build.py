@@ -118,6 +118,11 @@ class Section:
         return scoreboard.rows_of(self.group, {row["claim"]: row for row in self.rows})
 
     @property
+    def counts(self) -> dict[str, int]:
+        """How many claims came to each verdict, those there are."""
+        return {word: count for word in WORDS if (count := sum(row["verdict"] == word for row in self.rows))}
+
+    @property
     def deviations(self) -> list[str]:
         return [" ".join(str(text).split()) for text in self.document.deviations]
 

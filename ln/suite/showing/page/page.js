@@ -32,6 +32,7 @@ systemDark.addEventListener("change", showTheme);
 
 const form = document.getElementById("filters");
 const rows = [...document.querySelectorAll("#verdicts tbody tr")];
+const folds = [...document.querySelectorAll("#verdicts > details")];
 
 function filter() {
   const wanted = Object.fromEntries(new FormData(form));
@@ -40,6 +41,12 @@ function filter() {
   for (const row of rows) {
     row.hidden = !fits(row);
     shown += !row.hidden;
+  }
+  // An experiment is folded until a filter asks for some of its claims.
+  const asked = Object.values(wanted).some(Boolean);
+  for (const fold of folds) {
+    fold.hidden = !fold.querySelector("tbody tr:not([hidden])");
+    fold.open = asked && !fold.hidden;
   }
   document.getElementById("count").textContent = `${shown} of ${rows.length} claims`;
   const set = new URLSearchParams(Object.entries(wanted).filter(([, value]) => value));
