@@ -400,6 +400,7 @@ def test_readers_name_a_damaged_run_once_and_go_on(
     "change",
     [
         {"status": 3}, {"final": [1]}, {"final": {"test_error": "good"}}, {"seconds": "long"}, {"steps": True},
+        {"seconds": math.nan}, {"commit": 3},
         {"packages": None}, {"data": None}, {"identity": []}, {"identity": {"seed": 0, "train": 3}},
         {"identity": {"seed": 0, "source": "mnist"}}, {"status": "partial"}, {"status": "running", "part": "x"},
         {"status": "partial", "step": 0, "last_step": 0, "epoch": 0}, {"status": "running", "part": {"step": 1}},
@@ -419,7 +420,7 @@ def test_a_run_json_of_other_kinds_of_values_is_passed_over(tmp_path: Path, chan
 @pytest.mark.parametrize("line", ['{"step": 2, "a": "x"}', '{"step": 2, "a": [1]}', '{"step": 2.5}', "[]", "", "\0"])
 def test_metrics_are_read_up_to_what_is_no_record(tmp_path: Path, line: str) -> None:
     path, said = tmp_path / "metrics.jsonl", list[str]()
-    path.write_text(f'{{"step": 1, "a": null}}\n{line}\n{{"step": 3}}\n')
+    path.write_text(f'{{"step": 1, "a": NaN}}\n{line}\n{{"step": 3}}\n')
     assert read_metrics(path, said.append) == [{"step": 1, "a": None}]
     assert said == [f"{path}: line 2 of 4 is cut short or damaged; read up to it"]
 

@@ -1,6 +1,6 @@
 """A run on disk: results/<profile>/<experiment>/<norm>/<seed>/ as plain files.
 
-run.json        status, identity and its hash, provenance, speed, final metrics
+run.json        status, identity and its hash, provenance, speed, final metrics; `part`, of the part it goes on from
 config.yaml     the composed recipe
 metrics.jsonl   one JSON object per evaluation; the only source of numbers
 diff.patch      what differed from the commit that run.json names, where anything did

@@ -23,7 +23,8 @@ PARTIAL = "partial"  # carried out up to `until`; goes on from its checkpoint
 COUNTED = (COMPLETE, DIVERGED, PARTIAL)
 WHOLE = ("identity", "hash", "data")  # of run.json: what a run's first part has of the run
 # What readers take from run.json; what is there is of its kind.
-NUMBERS = ("seconds", "steps", "steps_per_second", "step", "epoch", "last_step", "stop_step")
+NUMBERS = ("seconds", "steps", "steps_per_second", "step", "epoch", "last_step", "stop_step", "diverged_at")
+TEXTS = ("hash", "commit", "hardware", "device", "backend", "python", "started", "error")  # or null
 SECTIONS = ("identity", "data", "final", "packages", "part")
 
 
@@ -104,7 +105,7 @@ def run_info(folder: Path, warn: Callable[[str], None] = say_once) -> dict[str, 
     """What the run.json in a run's folder says; None where there is none or, which is said, it is damaged."""
     path = folder / "run.json"
     try:
-        info = json.loads(path.read_bytes())
+        info = _parsed(path.read_bytes())
         _check_kinds(info)
         if (part := part_of(info)) is not None:
             _check_kinds(part)
@@ -127,6 +128,9 @@ def _check_kinds(info: dict[str, Any]) -> None:
     for key in NUMBERS:
         if not _is_number(info.get(key, 0)):
             raise TypeError(f"its {key} is no number")
+    for key in TEXTS:
+        if not isinstance(info.get(key), str | None):
+            raise TypeError(f"its {key} is no text")
     identity = info.get("identity", {})
     sections = {key: info[key] for key in SECTIONS if key in info}
     if isinstance(identity, dict):
@@ -136,6 +140,11 @@ def _check_kinds(info: dict[str, Any]) -> None:
             raise TypeError(f"its {key} is no mapping")
     if not all(map(_is_number, info.get("final", {}).values())):
         raise TypeError("its final metrics are no numbers")
+
+
+def _parsed(text: bytes) -> Any:
+    """JSON, in which NaN and the infinities, which it has not, are null: a run writes them so."""
+    return json.loads(text, parse_constant=lambda name: None)
 
 
 def _is_number(value: Any) -> bool:
@@ -191,7 +200,7 @@ def read_metrics(path: Path, warn: Callable[[str], None] = say_once) -> list[dic
         if not line and number == len(lines):
             break  # what follows the last line's end
         try:
-            record = json.loads(line)
+            record = _parsed(line)
             if not isinstance(record["step"], int) or any(isinstance(v, str | list | dict) for v in record.values()):
                 raise TypeError
         except (ValueError, TypeError, KeyError):
