@@ -107,7 +107,7 @@ class Checks:
         return subprocess.CompletedProcess(command, process.returncode, out, said)
 
     def pytest(self, *arguments: str, most: float = 240) -> str:
-        done = self.python("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments, most=most)
+        done = self.python("-m", "pytest", "-x", "-p", "no:cacheprovider", *arguments, most=most)
         lines = done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or ["no output"]
         failed = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
         assert done.returncode == 0, (failed or lines)[-1]
