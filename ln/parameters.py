@@ -188,19 +188,22 @@ class NormalizedRecurrence(nn.Module):
         return Stats(*(None if value is None else value[rows].to(dtype) for value in values))
 
     @torch.no_grad()
-    def track(self, suffix: str, first: int, steps: int, used: Stats | None) -> None:
-        """Move the averages of steps first ... first + steps - 1 towards the statistics used."""
+    def track(self, suffix: str, first: int, steps: int, used: Stats | None, lengths: Tensor | None = None) -> None:
+        """Move the averages of steps first ... first + steps - 1 towards the statistics used, up to the last step that
+        any row of `lengths` (B) has."""
         if used is None or not (self.kernel_norm.traits.population and self.uses_batch_statistics):
             return
         tracked = getattr(self, f"batches_tracked{suffix}")[first : first + steps]
-        tracked += 1
+        reached = torch.arange(steps, device=tracked.device) < (steps if lengths is None else lengths.max())
+        tracked += reached
         # The plain mean of all batches until it weighs a new batch less than momentum does: no trace of the init
         # remains.
-        share = (1 / tracked).clamp(min=0.0 if self._collecting else self.norm.momentum).unsqueeze(-1)
+        share = (1 / tracked).clamp(min=0.0 if self._collecting else self.norm.momentum)
+        share = torch.where(reached, share, 0).unsqueeze(-1)
         for name, value in zip(Stats._fields, used, strict=True):
             if value is not None:
                 running = getattr(self, f"running_{name}{suffix}")[first : first + steps]
-                running.lerp_(value[:steps].detach().to(running.dtype), share.to(running.dtype))
+                running.lerp_(value.detach().to(running.dtype), share.to(running.dtype))
 
     def start_collecting(self) -> None:
         """Forget the moving averages and average the statistics of the batches to come, whatever the mode."""
@@ -235,7 +238,8 @@ class NormalizedRecurrence(nn.Module):
 
     def note(self, backend: str) -> None:
         """Keep what ran the last call in `backend_used`; a module's attributes are slow to set."""
-        if self.backend_used != backend:
+        # What a compiled graph has read it would watch, and compile again when it changes.
+        if torch.compiler.is_compiling() or self.backend_used != backend:
             self.backend_used = backend
 
     def matched(self, x: Tensor, dims: int, letters: str) -> Tensor:
@@ -284,23 +288,28 @@ class NormalizedRecurrence(nn.Module):
                 f"{last}; raise NormConfig.max_steps or cut the sequences"
             )
         if last > self._steps_kept():
-            if beyond is not None:
+            if beyond not in (None, gate.COMPILING):
                 raise RuntimeError(
                     f"batch norm meets step {last} for the first time under {beyond}; train on one such batch in plain "
                     "eager code before"
                 )
-            self._keep_steps(last)
+            self._keep_steps(last, in_place=beyond is None)
 
     def _steps_kept(self) -> int:
         return len(getattr(self, f"batches_tracked{self._suffixes[0]}"))
 
     @torch.no_grad()
-    def _keep_steps(self, steps: int) -> None:
-        """Make the buffers of batch statistics so long, in place, so that whoever holds them holds them still."""
+    def _keep_steps(self, steps: int, in_place: bool = True) -> None:
+        """Make the buffers of batch statistics so long: in place, so that whoever holds them holds them still; in a
+        compiled graph by others in their stead."""
         for name, buffer in self._batch_statistics():
-            before = len(buffer)
-            buffer.resize_(steps, *buffer.shape[1:])
-            buffer[before:] = 1 if name.startswith("running_var_") else 0
+            before, start = len(buffer), 1 if name.startswith("running_var_") else 0
+            if in_place:
+                buffer.resize_(steps, *buffer.shape[1:])
+                buffer[before:] = start
+            else:
+                new = buffer.new_full((steps - before, *buffer.shape[1:]), start)
+                setattr(self, name, torch.cat([buffer, new]))
 
     def _batch_statistics(self) -> list[tuple[str, Tensor]]:
         named = self.named_buffers(recurse=False)

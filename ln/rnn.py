@@ -97,7 +97,7 @@ class _Recurrent(NormalizedRecurrence):
         beyond = gate.beyond_eager((x, *state, *self._parameters.values(), *self._buffers.values()))
         self.check_batch(0, T, B, beyond)
         lengths = None if lengths is None else inputs.checked_lengths(lengths, T, B, beyond)
-        if lengths is not None and beyond and self.uses_batch_statistics:
+        if lengths is not None and beyond not in (None, gate.COMPILING) and self.uses_batch_statistics:
             raise RuntimeError(f"batch norm cannot train on sequences with lengths under {beyond}")
         if lengths is None and self._torch_is_fastest(x, state, beyond):
             output, state = self._torch(x, state)
@@ -124,9 +124,8 @@ class _Recurrent(NormalizedRecurrence):
         dtype, T = x.dtype, x.shape[0]
         backend = self.resolved(x, beyond)
         x, state = x.to(working_dtype(dtype)), tuple(value.to(working_dtype(dtype)) for value in state)
-        steps, backwards = T, None
+        backwards = None
         if lengths is not None:
-            steps = T if beyond else int(lengths.max())
             lengths = lengths.to(x.device)
             time = torch.arange(T, device=x.device).unsqueeze(1)
             past = (time >= lengths).unsqueeze(-1)
@@ -141,7 +140,7 @@ class _Recurrent(NormalizedRecurrence):
                     index = layer * self.num_directions + direction
                     initial = tuple(value[index] for value in state)
                     turned = _reversed(x, backwards) if direction else x
-                    output, final = self._direction(backend, self._suffixes[index], turned, initial, lengths, steps)
+                    output, final = self._direction(backend, self._suffixes[index], turned, initial, lengths)
                     outputs.append(_reversed(output, backwards) if direction else output)
                     finals.append(final)
                 x = torch.cat(outputs, -1) if self.bidirectional else outputs[0]
@@ -156,7 +155,6 @@ class _Recurrent(NormalizedRecurrence):
         x: Tensor,
         state: tuple[Tensor, ...],
         lengths: Tensor | None,
-        steps: int,
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         stats = self.population(suffix, 0, x.shape[0], x.dtype)
         output, final, used = kernels.sequence(
@@ -171,7 +169,7 @@ class _Recurrent(NormalizedRecurrence):
             recompute=self.recompute,
             nonlinearity=self.nonlinearity,
         )
-        self.track(suffix, 0, steps, used)
+        self.track(suffix, 0, x.shape[0], used, lengths)
         return output, final
 
     def _torch_is_fastest(self, x: Tensor, state: tuple[Tensor, ...], beyond: str | None) -> bool:

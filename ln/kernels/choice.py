@@ -14,6 +14,7 @@ from ln import reference
 from ln.kernels import gate
 from ln.kernels.contract import Backend
 from ln.kernels.native import backend as native
+from ln.kernels.operators import OPERATORS, Operator
 from ln.kernels.torch import backend as plain
 from ln.kernels.triton import backend as triton
 from ln.norms import NormConfig
@@ -40,8 +41,8 @@ def load(backend: str) -> Backend:
 
 
 def name_of(module: Backend) -> str:
-    """The name in BACKENDS of a backend's module."""
-    return _NAMES[module]
+    """The name in BACKENDS of a backend's module or operator."""
+    return module.name if isinstance(module, Operator) else _NAMES[module]
 
 
 @functools.lru_cache(maxsize=1024)
@@ -71,15 +72,24 @@ def _choose(backend: str, device: torch.device, dtype: torch.dtype, cell: str, c
     raise AssertionError("the reference runs every layer")
 
 
+@gate.constant
+def _choose_name(backend: str, device: torch.device, dtype: torch.dtype, cell: str, cfg: NormConfig) -> str:
+    return name_of(_choose(backend, device, dtype, cell, cfg))
+
+
 def resolve(
     backend: str, device: torch.device, dtype: torch.dtype, cell: str, cfg: NormConfig, beyond: str | None = None
 ) -> Backend:
     """The backend's module for a layer ("lstm", "gru" or "rnn") on a device: the one asked for, or with "auto" the
-    fastest; or, where `beyond` names what goes on beyond eager code (`gate.beyond_eager`), the reference.
+    fastest; or, where `beyond` names what goes on beyond eager code (`gate.beyond_eager`), the reference, but under
+    torch.compile the backend's operator.
 
     Chosen once for each combination and said in one line of the logger "ln". RuntimeError where a backend was asked for
     that cannot run such a layer here, ValueError for an unknown name.
     """
+    if beyond == gate.COMPILING:
+        name = _choose_name(backend, device, dtype, cell, cfg)
+        return OPERATORS.get(name, reference)  # type: ignore[return-value]
     if beyond is not None:
         if backend == "auto":
             return reference

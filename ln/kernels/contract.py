@@ -5,7 +5,8 @@ Shapes: T time, B batch, D input, H hidden.
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -69,6 +70,58 @@ class BackendWithRNN(Backend, Protocol):
         recompute: bool = False,
     ) -> tuple[Tensor, Tensor, Stats | None]:
         """As `gru`, with nonlinearity "tanh" or "relu"."""
+
+
+class Call(NamedTuple):
+    """What of a call is not a tensor that takes a gradient; shapes as in `Backend.lstm`."""
+
+    cell: str
+    cfg: NormConfig
+    lengths: Tensor | None
+    given: Stats | None  # batch statistics to use in place of the batch's own
+    recompute: bool
+    keep: bool  # a backward pass may follow
+    nonlinearity: str = "tanh"  # of the RNN
+
+
+class Operable(Protocol):
+    """A backend that can stand in a compiled graph as one operator (`ln.kernels.operators`)."""
+
+    def result_shapes(self, call: Call, x: Tensor, h0: Tensor) -> dict[str, tuple[int, ...]]:
+        """The results of `forward` by name, in its order: first the states after each step (T, B, H), or (T + 1, B, H)
+        with h0 before them; what they are past a row's end does not matter. Then h, in the LSTM c (B, H), under batch
+        norm without given statistics mean and variance of each site, and last what `backward` needs, if kept."""
+
+    def forward(self, call: Call, x: Tensor, h0: Tensor, c0: Tensor | None, p: Params) -> list[Tensor]:
+        """The results, for x (T, B, D) on the device."""
+
+    def backward(
+        self,
+        call: Call,
+        x: Tensor,
+        h0: Tensor,
+        c0: Tensor | None,
+        p: Params,
+        results: dict[str, Tensor],
+        grads: Sequence[Tensor | None],
+        wanted: set[str],
+    ) -> dict[str, Tensor]:
+        """Gradients by name ("x", "h0", "c0" and the fields of Params), of those wanted at least; grads: of the output
+        (T, B, H), h and c, None where there is none."""
+
+
+def statistics_names(call: Call) -> list[str]:
+    """The fields of Stats that are there under batch norm, in their order."""
+    if call.cfg.traits.axis != "batch":
+        return []
+    fields = {"input": "ih", "recurrent": "hh", "cell": "c", "sum": "ih"}
+    return [f"{kind}_{fields[site]}" for site in call.cfg.sites_for(call.cell) for kind in ("mean", "var")]
+
+
+def statistics_shapes(call: Call, T: int, H: int, G: int) -> dict[str, tuple[int, ...]]:
+    """The batch statistics that a forward pass measures, (T, G) and of the cell (T, H)."""
+    names = statistics_names(call) if call.given is None else []
+    return {name: (T, H if name.endswith("_c") else G) for name in names}
 
 
 def sequence(

@@ -7,7 +7,8 @@ see through. Wherever one of those is at work the reference, made of torch's own
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,10 +21,28 @@ from ln.kernels.contract import sequence
 from ln.norms import NormConfig
 from ln.reference import Params, Stats
 
+COMPILING = "torch.compile"
+EXPORTING = "torch.export"
 TRACING = "torch.jit.trace"
 WATCHED = "a torch dispatch mode"
 _PLAIN = (Tensor, Parameter)
+_F = TypeVar("_F", bound=Callable[..., Any])
 GATES = {"lstm": 4, "gru": 3, "rnn": 1}  # summed inputs of a unit
+
+
+def constant(function: _F) -> _F:
+    """A function that torch.compile calls while it traces, and of whose result it makes a constant.
+
+    torch.compiler.assume_constant_result does the same, but would import the compiler together with this library.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant
+def _transformed() -> bool:
+    """Whether a transform of torch.func is at work."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def beyond_eager(tensors: Iterable[Tensor | None]) -> str | None:
@@ -31,12 +50,12 @@ def beyond_eager(tensors: Iterable[Tensor | None]) -> str | None:
 
     `tensors` are those that the call reads.
     """
+    if _transformed():
+        return "a transform of torch.func"
     if torch.compiler.is_compiling():
-        return "torch.compile or torch.export"
+        return EXPORTING if torch.compiler.is_exporting() else COMPILING
     if torch._C._get_tracing_state() is not None:
         return TRACING
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return "a transform of torch.func"
     if forward_ad._current_level >= 0:
         return "forward-mode differentiation"
     if torch._C._len_torch_dispatch_stack():
@@ -48,9 +67,10 @@ def beyond_eager(tensors: Iterable[Tensor | None]) -> str | None:
     return None
 
 
-def differentiates_further(grads: Iterable[Tensor | None]) -> bool:
-    """In a backward pass: whether its own result will be differentiated (create_graph=True) or is being transformed."""
-    if torch.is_grad_enabled() or beyond_eager(grads):
+def differentiates_further(grads: Iterable[Tensor | None], compiling: bool = False) -> bool:
+    """In a backward pass: whether its own result will be differentiated (create_graph=True) or is being transformed;
+    `compiling`: whether a compiler is welcome to trace it."""
+    if torch.is_grad_enabled() or (_transformed() if compiling else beyond_eager(grads)):
         return True
     # torch.autograd.grad(is_grads_batched=True) batches by means of its own, which no level of torch.func shows.
     return any(grad is not None and torch._C._functorch.is_legacy_batchedtensor(grad) for grad in grads)

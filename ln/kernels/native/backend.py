@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ln.kernels import gate
+from ln.kernels.contract import Call, statistics_shapes
 from ln.kernels.native import build as native_build
 from ln.kernels.native.memory import POOL
 from ln.norms import NormConfig, Statistics, refusal
@@ -135,8 +137,8 @@ class _Call:
     kind: _Kind
     ragged: _Ragged | None
     given: Stats | None  # batch statistics to use in place of the batch's own
-    recompute: bool
-    keep: bool  # a backward pass may follow
+    stored: tuple[str, ...]  # of ah and ax, the summed inputs that a backward pass finds
+    rows: int  # of them, at least as many as are computed
     external: bool  # one step: the products are left to torch, which needs no packing of the weights for them
     nonlinearity: str  # of the RNN
 
@@ -197,18 +199,15 @@ def _forward(
     hs[0] = h0
     out = torch.from_numpy(hs.numpy()[1:])  # the same memory, but no view to autograd, so users may change it in place
     c = POOL.empty(T, B, H) if call.cell == "lstm" else None
-    ax = ah = None
+    ax: Tensor | None
+    ah: Tensor | None
     if call.external:
         assert parameters[0] is not None
         assert parameters[1] is not None
-        ax, ah = F.linear(x[0], parameters[0], params["inner"]), F.linear(h0, parameters[1])
-        if call.kind.joint:
-            ah += ax
-            ax = None
-    elif call.keep and not call.recompute and (a.sites or not call.kind.joint):
-        rows = _rows(x, call.ragged)
-        ah = POOL.empty(rows, G)
-        ax = None if call.kind.joint or D <= _CHEAP_INPUT else POOL.empty(rows, G)
+        of_x, of_h = F.linear(x[0], parameters[0], params["inner"]), F.linear(h0, parameters[1])
+        ax, ah = (None, of_h.add_(of_x)) if call.kind.joint else (of_x, of_h)
+    else:
+        ah, ax = (POOL.empty(call.rows, G) if name in call.stored else None for name in ("ah", "ax"))
     rs = None if a.columns else POOL.empty(T, B, 8)
     stats = call.given
     if a.columns and stats is None:
@@ -247,42 +246,55 @@ class _Sequence(torch.autograd.Function):
             return None, *gate.reference_gradients(
                 call.cell, call.cfg, lengths, call.given, inputs, needed, grads, call.nonlinearity
             )
-        params = dict(zip(call.kind.parameters, parameters, strict=True))
-        (T, B, D), H = x.shape, saved.hs.shape[2]
-        a = call.args(x, c0, params, T, B, D, H)
-        a.groups = saved.groups
-        grads = tuple(None if g is None else g.contiguous() for g in grads)
-        dout, dh_last, dc_last = (*grads, None)[:3]
-        names = ("x", "h0", "c0", *call.kind.parameters)
-        inputs = (x, saved.hs[0], c0, *parameters)
-        found: dict[str, Tensor | None] = {}
-        # What torch computes from d(ax) and d(ah) of a single step is left out here.
-        by_torch = ("x", "w_ih", "w_hh", "inner") if call.external else ()
-        for name, tensor, needed in zip(names, inputs, ctx.needs_input_grad[1:], strict=True):
-            wanted = needed and tensor is not None and name not in by_torch
-            found[name] = POOL.empty(*tensor.shape) if wanted else None
-            _point(a, f"d{name}", found[name])
-        G = params["w_hh"].shape[0]
-        if call.external:
-            dah = torch.empty(B, G)
-            one_gradient = call.kind.joint or (a.sites in (0, 4) and call.cell == "lstm")
-            dax = dah if one_gradient else torch.empty(B, G)
-            _point(a, "dax", dax)
-            _point(a, "dah", dah)
-        tensors = {"hs": saved.hs, "c": saved.c, "ax": saved.ax, "ah": saved.ah, "rs": saved.rs}
-        tensors |= {"dout": dout, "dh_last": dh_last, "dc_last": dc_last}
-        for name, tensor in {**tensors, **dict(zip(call.kind.statistics, saved.stats or (), strict=False))}.items():
-            _point(a, name, tensor)
-        _run(a, backward=True)
-        if call.external:
-            need = dict(zip(names, ctx.needs_input_grad[1:], strict=True))
-            found["x"] = (dax @ params["w_ih"])[None] if need["x"] else None
-            found["w_ih"] = torch.mm(dax.t(), x[0], out=POOL.empty(G, D)) if need["w_ih"] else None
-            found["w_hh"] = torch.mm(dah.t(), saved.hs[0], out=POOL.empty(G, H)) if need["w_hh"] else None
-            found["inner"] = dax.sum(0) if need["inner"] else None
-            if found["h0"] is not None:
-                found["h0"].addmm_(dah, params["w_hh"])
-        return (None, *(found[name] for name in names))
+        return None, *_backward(call, saved, (x, saved.hs[0], c0, *parameters), ctx.needs_input_grad[1:], grads)
+
+
+def _backward(
+    call: _Call,
+    saved: _Saved,
+    inputs: Sequence[Tensor | None],
+    needed: Sequence[bool],
+    grads: Sequence[Tensor | None],
+) -> list[Tensor | None]:
+    """The gradients of the inputs (x, h0, c0, parameters) that are needed, from those of the output, h and c."""
+    x, _, c0, *parameters = inputs
+    assert x is not None
+    params = dict(zip(call.kind.parameters, parameters, strict=True))
+    (T, B, D), H = x.shape, saved.hs.shape[2]
+    a = call.args(x, c0, params, T, B, D, H)
+    a.groups = saved.groups
+    dout, dh_last, dc_last = (*(None if g is None else g.contiguous() for g in grads), None)[:3]
+    names = ("x", "h0", "c0", *call.kind.parameters)
+    found: dict[str, Tensor | None] = {}
+    # What torch computes from d(ax) and d(ah) of a single step is left out here.
+    by_torch = ("x", "w_ih", "w_hh", "inner") if call.external else ()
+    for name, tensor, need in zip(names, inputs, needed, strict=True):
+        wanted = need and tensor is not None and name not in by_torch
+        found[name] = POOL.empty(*tensor.shape) if wanted else None  # type: ignore[union-attr]
+        _point(a, f"d{name}", found[name])
+    w_ih, w_hh = params["w_ih"], params["w_hh"]
+    assert w_ih is not None
+    assert w_hh is not None
+    if call.external:
+        dah = torch.empty(B, len(w_hh))
+        one_gradient = call.kind.joint or (a.sites in (0, 4) and call.cell == "lstm")
+        dax = dah if one_gradient else torch.empty(B, len(w_hh))
+        _point(a, "dax", dax)
+        _point(a, "dah", dah)
+    tensors = {"hs": saved.hs, "c": saved.c, "ax": saved.ax, "ah": saved.ah, "rs": saved.rs}
+    tensors |= {"dout": dout, "dh_last": dh_last, "dc_last": dc_last}
+    for name, tensor in {**tensors, **dict(zip(call.kind.statistics, saved.stats or (), strict=False))}.items():
+        _point(a, name, tensor)
+    _run(a, backward=True)
+    if call.external:
+        needs = dict(zip(names, needed, strict=True))
+        found["x"] = (dax @ w_ih)[None] if needs["x"] else None
+        found["w_ih"] = torch.mm(dax.t(), x[0], out=POOL.empty(*w_ih.shape)) if needs["w_ih"] else None
+        found["w_hh"] = torch.mm(dah.t(), saved.hs[0], out=POOL.empty(*w_hh.shape)) if needs["w_hh"] else None
+        found["inner"] = dax.sum(0) if needs["inner"] else None
+        if (d_h0 := found["h0"]) is not None:
+            d_h0.addmm_(dah, w_hh)
+    return [found[name] for name in names]
 
 
 def _sequence(
@@ -298,25 +310,99 @@ def _sequence(
     nonlinearity: str = "tanh",
 ) -> tuple[list[Tensor], Stats | None]:
     gate.check_call("native", cell, x, h0, c0, p, stats, lengths)
-    ragged = None if lengths is None else _Ragged(lengths, len(x))
-    states = (x, h0, c0) if ragged is None else (ragged.sort(t) for t in (x, h0, c0))
-    # Memory is read as it lies there, so that no lazy sign may be left either.
-    inputs = [None if t is None else (t.resolve_neg() if t.is_neg() else t).contiguous() for t in (*states, *p)]
-    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-    given = None if stats is None else Stats(*(None if s is None else s.detach().contiguous() for s in stats))
-    stored = _rows(x, ragged) * p.weight_hh.shape[0]
-    recompute = recompute or (stored > _MOST_STORED and h0.shape[1] <= _CHEAP_STATE)
-    external = x.shape[0] == 1 and ragged is None
-    call = _Call(cell, cfg, _kind_of(cell, cfg), ragged, given, recompute, keep, external, nonlinearity)
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h0, c0, *p))
+    call, inputs = _prepared(Call(cell, cfg, lengths, stats, recompute, keep, nonlinearity), x, h0, c0, p)
     if keep:
         count = 3 if cell == "lstm" else 2
         found = _Sequence.apply(call, *inputs)
         outputs, measured = list(found[:count]), found[count:]
-        used = Stats(*measured) if measured else given
+        used = Stats(*measured) if measured else call.given
     else:
         saved, outputs = _forward(call, *inputs)  # type: ignore[arg-type]
         used = saved.stats
-    return outputs if ragged is None else [ragged.restore(t) for t in outputs], used
+    return outputs if call.ragged is None else [call.ragged.restore(t) for t in outputs], used
+
+
+def _prepared(
+    call: Call, x: Tensor, h0: Tensor, c0: Tensor | None, p: Params, operator: bool = False
+) -> tuple[_Call, list[Tensor | None]]:
+    """The call, and x, h0, c0 and the parameters, as native.cpp reads them. What an operator stores has a size that
+    does not depend on the lengths, and its products are native.cpp's."""
+    ragged = None if call.lengths is None else _Ragged(call.lengths, len(x))
+    states = (x, h0, c0) if ragged is None else (ragged.sort(t) for t in (x, h0, c0))
+    # Memory is read as it lies there, so that no lazy sign may be left either.
+    inputs = [None if t is None else (t.resolve_neg() if t.is_neg() else t).contiguous() for t in (*states, *p)]
+    stats = call.given
+    given = None if stats is None else Stats(*(None if s is None else s.detach().contiguous() for s in stats))
+    rows = _rows(x, None if operator else ragged)
+    external = x.shape[0] == 1 and ragged is None and not operator
+    stored = _stored(call, rows, x.shape[2], *p.weight_hh.shape)
+    kind = _kind_of(call.cell, call.cfg)
+    return _Call(call.cell, call.cfg, kind, ragged, given, stored, rows, external, call.nonlinearity), inputs
+
+
+def _stored(call: Call, rows: int, D: int, G: int, H: int) -> tuple[str, ...]:
+    """Which summed inputs are stored for the backward pass, which computes the others again."""
+    if not call.keep or call.recompute or (rows * G > _MOST_STORED and H <= _CHEAP_STATE):
+        return ()
+    if _kind_of(call.cell, call.cfg).joint:
+        return ("ah",) if call.cfg.sites_for(call.cell) else ()
+    return ("ah",) if D <= _CHEAP_INPUT else ("ah", "ax")
+
+
+def result_shapes(call: Call, x: Tensor, h0: Tensor) -> dict[str, tuple[int, ...]]:
+    """See `Operable`: hs, h, c, the statistics, and what else is in `_Saved`."""
+    (T, B, D), H = x.shape, h0.shape[1]
+    G = gate.GATES[call.cell] * H
+    shapes: dict[str, tuple[int, ...]] = {"hs": (T + 1, B, H), "h_last": (B, H)}
+    if call.cell == "lstm":
+        shapes["c_last"] = (B, H)
+    shapes |= statistics_shapes(call, T, H, G)
+    if not call.keep:
+        return shapes
+    if call.cell == "lstm":
+        shapes["c"] = (T, B, H)
+    shapes |= {"groups": (1,)} if call.cfg.traits.axis == "batch" else {"rs": (T, B, 8)}
+    return shapes | {name: (T * B, G) for name in _stored(call, T * B, D, G, H)}
+
+
+def forward(call: Call, x: Tensor, h0: Tensor, c0: Tensor | None, p: Params) -> list[Tensor]:
+    """See `Operable`."""
+    gate.check_call("native", call.cell, x, h0, c0, p, call.given, call.lengths)
+    own, inputs = _prepared(call, x, h0, c0, p, operator=True)
+    saved, (_, *last) = _forward(own, *inputs)  # type: ignore[arg-type]
+    found = {**vars(saved), **(saved.stats or Stats())._asdict(), "groups": torch.tensor([float(saved.groups)])}
+    found |= dict(zip(("h_last", "c_last"), last, strict=False))
+    if own.ragged is not None:
+        found |= {name: own.ragged.restore(found[name]) for name in ("hs", "h_last", "c_last") if name in found}
+    return [found[name] for name in result_shapes(call, x, h0)]
+
+
+def backward(
+    call: Call,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    p: Params,
+    results: dict[str, Tensor],
+    grads: Sequence[Tensor | None],
+    wanted: set[str],
+) -> dict[str, Tensor]:
+    """See `Operable`."""
+    own, inputs = _prepared(call, x, h0, c0, p, operator=True)
+    hs: Tensor | None = results["hs"]
+    if own.ragged is not None:
+        hs, grads = own.ragged.sort(hs), [own.ragged.sort(grad) for grad in grads]
+    assert hs is not None
+    c, ax, ah, rs = (results.get(name) for name in ("c", "ax", "ah", "rs"))
+    stats = Stats(*(results.get(name) for name in Stats._fields)) if own.given is None else own.given
+    saved = _Saved(hs, c, ax, ah, rs, stats, int(results["groups"]) if "groups" in results else 1)
+    names = ("x", "h0", "c0", *Params._fields)
+    gradients = _backward(own, saved, inputs, [name in wanted for name in names], grads)
+    found = {name: grad for name, grad in zip(names, gradients, strict=True) if grad is not None}
+    if own.ragged is not None:
+        found |= {name: own.ragged.restore(found[name]) for name in names[:3] if name in found}
+    return found
 
 
 def lstm(

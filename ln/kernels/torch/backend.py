@@ -7,12 +7,15 @@ per step. Shapes: T time, B batch, D input, H hidden.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ln.kernels import gate
-from ln.kernels.torch.gru import GRUFunction
-from ln.kernels.torch.lstm import LSTMFunction
+from ln.kernels.contract import Call, statistics_shapes
+from ln.kernels.torch.gru import GRUFunction, GRULayer
+from ln.kernels.torch.lstm import LSTMFunction, LSTMLayer
 from ln.kernels.torch.sites import Setup
 from ln.norms import NormConfig, Statistics, refusal
 from ln.reference import Params, Stats
@@ -88,6 +91,62 @@ def gru(
     output = GRUFunction.apply(x, h0, setup, *p)
     output = output if past is None else output.masked_fill(past, 0)
     return output, _last(output, h0, lengths), setup.stats()
+
+
+def result_shapes(call: Call, x: Tensor, h0: Tensor) -> dict[str, tuple[int, ...]]:
+    """See `Operable`: the states are kept, and all other activations computed again."""
+    (T, B, _), H, lstm = x.shape, h0.shape[1], call.cell == "lstm"
+    shapes: dict[str, tuple[int, ...]] = {"output": (T, B, H), "h": (B, H)} | ({"c": (B, H)} if lstm else {})
+    shapes |= statistics_shapes(call, T, H, gate.GATES[call.cell] * H)
+    return shapes | ({"cells": (T, B, H)} if lstm else {})
+
+
+def forward(call: Call, x: Tensor, h0: Tensor, c0: Tensor | None, p: Params) -> list[Tensor]:
+    """See `Operable`."""
+    setup, _ = _setup(x, call.cell, call.cfg, call.lengths, call.given, True, h0, c0, p)
+    if c0 is None:
+        output, _ = GRULayer(p, setup).forward(x, h0)
+        found = {"output": output}
+    else:
+        layer = LSTMLayer(p, setup)
+        output, cells, _ = layer.forward(x, h0, c0)
+        found = {"output": output, "c": layer.last(cells, c0), "cells": cells}
+    found |= {"h": _last(output, h0, call.lengths), **setup.used}
+    return [found[name] for name in result_shapes(call, x, h0)]
+
+
+def backward(
+    call: Call,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    p: Params,
+    results: dict[str, Tensor],
+    grads: Sequence[Tensor | None],
+    wanted: set[str],
+) -> dict[str, Tensor]:
+    """See `Operable`."""
+    setup, past = _setup(x, call.cell, call.cfg, call.lengths, call.given, True, h0, c0, p)
+    d_output, d_h, d_c = (*grads, None)[:3]
+    d_output = torch.zeros_like(results["output"]) if d_output is None else d_output
+    d_output = d_output.clone() if past is None else d_output.masked_fill(past, 0)
+    empty = None  # h of a row without steps is h0
+    if d_h is not None and setup.ends is None:
+        d_output[-1] += d_h
+    elif d_h is not None:
+        assert setup.ends is not None
+        d_output.addcmul_(setup.ends, d_h)
+        empty = d_h * ~setup.ends.any(0)
+    if c0 is None:
+        d_x, d_h0, found = GRULayer(p, setup).backward(x, h0, results["output"], [], d_output, "x" in wanted)
+        d_c0 = None
+    else:
+        d_c = torch.zeros_like(c0) if d_c is None else d_c
+        states = (results["output"], results["cells"])
+        d_x, d_h0, d_c0, found = LSTMLayer(p, setup).backward(x, h0, c0, *states, [], d_output, d_c, "x" in wanted)
+    d_h0 = d_h0 if empty is None else d_h0 + empty
+    gradients = {"x": d_x, "h0": d_h0, "c0": d_c0, **found._asdict()}
+    return {name: grad for name, grad in gradients.items() if grad is not None}
 
 
 def available() -> str | None:

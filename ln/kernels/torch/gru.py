@@ -89,7 +89,7 @@ class _Activations(NamedTuple):
 _GROUPS = (("ih", 0), ("ih", 1), ("hh", 0), ("hh", 1))
 
 
-class _Layer:
+class GRULayer:
     """One layer in one direction: its norms and the computation of all its steps."""
 
     def __init__(self, p: Params, setup: Setup) -> None:
@@ -227,7 +227,7 @@ class GRUFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, h0: Tensor, setup: Setup, *params: Tensor | None) -> Tensor:
-        output, kept = _Layer(Params(*params), setup).forward(x, h0)  # type: ignore[arg-type]
+        output, kept = GRULayer(Params(*params), setup).forward(x, h0)  # type: ignore[arg-type]
         ctx.setup, ctx.spec = setup, None
         leaves, ctx.spec = torch.utils._pytree.tree_flatten(kept)
         ctx.save_for_backward(x, h0, output, *params, *leaves)
@@ -243,6 +243,6 @@ class GRUFunction(torch.autograd.Function):
             d_inputs = ctx.setup.reference_gradients("gru", inputs, needed, (d_output, None))
             return *d_inputs[:2], None, *d_inputs[3:]
         kept = torch.utils._pytree.tree_unflatten(activations, ctx.spec)
-        layer = _Layer(params, ctx.setup)
+        layer = GRULayer(params, ctx.setup)
         d_x, d_h, grads = layer.backward(x, h0, output, kept, d_output, ctx.needs_input_grad[0])
         return d_x, d_h, None, *grads

@@ -40,7 +40,7 @@ class _Activations(NamedTuple):
     saved_c: Saved
 
 
-class _Layer:
+class LSTMLayer:
     """One layer in one direction: its norms and the computation of all its steps."""
 
     def __init__(self, p: Params, setup: Setup) -> None:
@@ -111,6 +111,11 @@ class _Layer:
             self.setup.keep_statistics(name, pieces)
         return output, cells, kept
 
+    def last(self, cells: Tensor, c0: Tensor) -> Tensor:
+        """c (B, H) at each row's last step; c0 for a row without steps."""
+        ends = self.setup.ends
+        return cells[-1].clone() if ends is None else torch.where(ends.any(0), (cells * ends).sum(0), c0)
+
     def again(self, x: Tensor, before: Tensor, cells: Tensor, start: int, end: int) -> _Activations:
         """The activations of a stretch from the states alone: no loop, since every state is known."""
         zx, gates, saved_x = self.from_inputs(x, start, end)
@@ -179,6 +184,8 @@ class _Layer:
             d_x_part = self._input_gradients(grads, act, d_a, x[start:end], valid, needs_x)
             if d_x is not None and d_x_part is not None:
                 d_x[start:end] = d_x_part
+        if setup.ends is not None:
+            d_c = d_c + d_last * ~setup.ends.any(0)  # a row of length 0 ends where it began
         present = (None if value is None else grads[name] for name, value in zip(Params._fields, p, strict=True))
         return d_x, d_h, d_c, Params(*present)  # type: ignore[arg-type]
 
@@ -227,12 +234,9 @@ class LSTMFunction(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, h0: Tensor, c0: Tensor, setup: Setup, *params: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        layer = _Layer(Params(*params), setup)  # type: ignore[arg-type]
+        layer = LSTMLayer(Params(*params), setup)  # type: ignore[arg-type]
         output, cells, kept = layer.forward(x, h0, c0)
-        if setup.ends is None:
-            last = cells[-1].clone()
-        else:
-            last = torch.where(setup.ends.any(0), (cells * setup.ends).sum(0), c0)
+        last = layer.last(cells, c0)
         ctx.setup, ctx.sizes = setup, [[1 if isinstance(v, Tensor) else len(v) for v in act] for act in kept]
         ctx.save_for_backward(x, h0, c0, output, cells, *params, *_flattened(kept))
         return output, last
@@ -245,12 +249,9 @@ class LSTMFunction(torch.autograd.Function):
             inputs, needed = (x, h0, c0, *params), (*ctx.needs_input_grad[:3], *ctx.needs_input_grad[4:])
             d_inputs = ctx.setup.reference_gradients("lstm", inputs, needed, (d_output, None, d_last))
             return *d_inputs[:3], None, *d_inputs[3:]
-        layer = _Layer(params, ctx.setup)
+        layer = LSTMLayer(params, ctx.setup)
         kept = _rebuilt(activations, ctx.sizes)
         d_x, d_h, d_c, grads = layer.backward(x, h0, c0, output, cells, kept, d_output, d_last, ctx.needs_input_grad[0])
-        if ctx.setup.ends is not None:
-            # A row of length 0 ends where it began.
-            d_c = d_c + d_last * ~ctx.setup.ends.any(0)
         return d_x, d_h, d_c, None, *grads
 
 

@@ -14,14 +14,18 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ln.kernels import gate
+from ln.kernels import contract, gate
 from ln.norms import NormConfig, Statistics, refusal
 from ln.reference import Params, Stats
+
+if TYPE_CHECKING:
+    from ln.kernels.triton.layer import Call
 
 _IMPLEMENTED = (
     Statistics("features", centred=True),
@@ -111,12 +115,16 @@ class _Sequence(torch.autograd.Function):
         return (None, *(grads.get(name) if name in wanted else None for name in names))
 
 
-def _sequence(
-    cell: str, x: Tensor, h0: Tensor, c0: Tensor | None, p: Params, cfg: NormConfig, lengths: Tensor | None,
-    stats: Stats | None, recompute: bool,
-) -> tuple[list[Tensor], Stats | None]:  # fmt: skip
-    from ln.kernels.triton.layer import Call, Layer
+def _prepared(
+    call: contract.Call, x: Tensor, h0: Tensor, c0: Tensor | None, p: Params
+) -> tuple[Call, list[Tensor | None]]:
+    """The call, and x, h0, c0 and the parameters, as the kernels read them.
 
+    ValueError: more than 4096 units, or with batch norm more than 4096 rows.
+    """
+    from ln.kernels.triton.layer import Call
+
+    cfg, stats = call.cfg, call.given
     if h0.shape[1] > _MAX_UNITS:
         raise ValueError(
             f"the triton backend takes at most {_MAX_UNITS} units, but H = {h0.shape[1]}; use backend=torch"
@@ -126,18 +134,66 @@ def _sequence(
             f"batch norm in the triton backend takes at most {_MAX_ROWS} rows, but B = {x.shape[1]}; use backend=torch"
         )
     inputs = [None if t is None else t.float().contiguous() for t in (x, h0, c0, *p)]
-    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
-    lengths = None if lengths is None else lengths.to(x.device, torch.int64).contiguous()
+    lengths = None if call.lengths is None else call.lengths.to(x.device, torch.int64).contiguous()
     given = None if stats is None else Stats(*(None if s is None else s.detach().float().contiguous() for s in stats))
     x32, h32, c32, *params32 = inputs
-    gate.check_call("triton", cell, x32, h32, c32, Params(*params32), given, lengths)  # type: ignore[arg-type]
-    call = Call(cell, cfg, cfg.sites_for(cell), lengths, given, recompute, keep)
+    gate.check_call("triton", call.cell, x32, h32, c32, Params(*params32), given, lengths)  # type: ignore[arg-type]
+    return Call(call.cell, cfg, cfg.sites_for(call.cell), lengths, given, call.recompute, call.keep), inputs
+
+
+def _sequence(
+    cell: str, x: Tensor, h0: Tensor, c0: Tensor | None, p: Params, cfg: NormConfig, lengths: Tensor | None,
+    stats: Stats | None, recompute: bool,
+) -> tuple[list[Tensor], Stats | None]:  # fmt: skip
+    from ln.kernels.triton.layer import Layer
+
+    keep = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h0, c0, *p))
+    call, inputs = _prepared(contract.Call(cell, cfg, lengths, stats, recompute, keep), x, h0, c0, p)
     if keep:
         outputs = list(_Sequence.apply(call, *inputs))
     else:
+        x32, h32, c32, *params32 = inputs
         outputs, _, _ = Layer(call, Params(*params32), x.shape[1]).forward(x32, h32, c32)  # type: ignore[arg-type]
     used = (call.used or stats or Stats()) if cfg.traits.axis == "batch" else None
     return [output.to(x.dtype) for output in outputs], used
+
+
+def result_shapes(call: contract.Call, x: Tensor, h0: Tensor) -> dict[str, tuple[int, ...]]:
+    """See `Operable`: the states are kept, and all other activations computed again."""
+    (T, B, _), H, lstm = x.shape, h0.shape[1], call.cell == "lstm"
+    shapes: dict[str, tuple[int, ...]] = {"output": (T, B, H), "h": (B, H)} | ({"c": (B, H)} if lstm else {})
+    shapes |= contract.statistics_shapes(call, T, H, gate.GATES[call.cell] * H)
+    return shapes | ({"cells": (T + 1, B, H)} if lstm else {})
+
+
+def forward(call: contract.Call, x: Tensor, h0: Tensor, c0: Tensor | None, p: Params) -> list[Tensor]:
+    """See `Operable`."""
+    from ln.kernels.triton.layer import Layer
+
+    own, (x, h0, c0, *params) = _prepared(call._replace(recompute=True), x, h0, c0, p)  # type: ignore[assignment]
+    last, cells, _ = Layer(own, Params(*params), x.shape[1]).forward(x, h0, c0)  # type: ignore[arg-type]
+    found = dict(zip(("output", "h", "c"), last, strict=False)) | (own.used or Stats())._asdict() | {"cells": cells}
+    return [found[name] for name in result_shapes(call, x, h0)]  # type: ignore[misc]
+
+
+def backward(
+    call: contract.Call,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    p: Params,
+    results: dict[str, Tensor],
+    grads: Sequence[Tensor | None],
+    wanted: set[str],
+) -> dict[str, Tensor]:
+    """See `Operable`."""
+    from ln.kernels.triton.layer import Layer
+
+    own, (x, h0, c0, *params) = _prepared(call._replace(recompute=True), x, h0, c0, p)  # type: ignore[assignment]
+    last = (results[name] for name in ("output", "h", "c") if name in results)
+    d_last = [torch.zeros_like(r) if d is None else d.contiguous() for r, d in zip(last, grads, strict=True)]
+    layer, states = Layer(own, Params(*params), x.shape[1]), (results["output"], results.get("cells"))  # type: ignore[arg-type]
+    return layer.backward(x, h0, *states, None, d_last, wanted)  # type: ignore[return-value]
 
 
 def lstm(
