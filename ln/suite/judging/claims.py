@@ -164,7 +164,6 @@ class Panel:
     xlabel: str = ""
     log: bool = False
     log_x: bool = False
-    ylim: tuple[float, ...] = ()
     norms: tuple[str, ...] = ()
     band: str = ""  # a metric: one standard deviation
     reference: Reference | None = None

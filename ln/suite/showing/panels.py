@@ -154,8 +154,6 @@ def _draw_measured(axes: Axes, panel: Panel, runs: dict[str, Runs]) -> None:
         draw_band(axes, own, panel.metric, panel.band, x)
     if panel.reference:
         draw_reference(axes, panel.reference, own, x)
-    if panel.ylim:
-        axes.set_ylim(*panel.ylim)
     if not has_runs(panel, runs):
         axes.text(0.5, 0.5, "no run yet", transform=axes.transAxes, ha="center", va="center", color="#777777")
 

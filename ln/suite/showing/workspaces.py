@@ -42,12 +42,10 @@ def groups_of(experiment: str, profile: str) -> dict[str, str]:
 
 def line_plot(panel: Panel, x: str) -> wr.LinePlot:
     """A panel of a claims file's figure, against step, epoch or seconds."""
-    low, high = panel.ylim or (None, None)
     return wr.LinePlot(
         title=panel.title or panel.metric,
         x=x,
         y=[panel.metric, *([panel.also.metric] if panel.also and panel.also.metric else [])],
-        range_y=(low, high),
         log_x=panel.log_x or None,
         log_y=panel.log or None,
         title_x=X_LABELS[x],
