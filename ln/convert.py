@@ -1,14 +1,14 @@
 """Layers with the weights of other implementations.
 
-Shapes: D input, H hidden. What loads as it is needs no function here: a state dict of torch.nn's LSTM, GRU, RNN and
-their cells, and of torch.nn.utils.weight_norm around them, through `load_state_dict`.
+Shapes: D input, H hidden, G gates. What loads as it is needs no function here: a state dict of torch.nn's LSTM, GRU,
+RNN and their cells, and of torch.nn.utils.weight_norm around them, through `load_state_dict`.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from ln.cells import GRUCell, LSTMCell, RNNCell
 from ln.norms import NormConfig
 from ln.rnn import GRU, LSTM, RNN
 
+_Layer = TypeVar("_Layer", LSTM, GRU)
 _OURS: dict[type[nn.Module], Any] = {
     nn.LSTM: LSTM,
     nn.GRU: GRU,
@@ -26,7 +27,8 @@ _OURS: dict[type[nn.Module], Any] = {
     nn.RNNCell: RNNCell,
 }
 _OPTIONS = ("bias", "num_layers", "batch_first", "dropout", "bidirectional", "nonlinearity", "proj_size")
-_HASTE_GATES = (0, 2, 1, 3)  # haste has i, g, f, o; here it is torch's i, f, g, o
+# haste has i, g, f, o and z, r, n; here it is torch's i, f, g, o and r, z, n.
+_HASTE_LSTM, _HASTE_GRU = (0, 2, 1, 3), (1, 0, 2)
 
 
 def from_torch(module: nn.Module, norm: str | NormConfig = "none", **options: Any) -> Any:
@@ -71,12 +73,12 @@ def _plain_name(name: str) -> str:
     return name if found is None else f"{found[1]}_{'gv'[int(found[2])]}"
 
 
-@torch.no_grad()
-def from_haste(weights: Mapping[str, Tensor], **options: Any) -> LSTM:
-    """The LSTM with layer norm that computes what haste's LayerNormLSTM of these weights computes.
+def from_haste(weights: Mapping[str, Tensor], **options: Any) -> LSTM | GRU:
+    """The layer with layer norm that computes what haste's LayerNormLSTM or LayerNormGRU of these weights computes.
 
-    weights: its state dict, kernel (D, 4H), recurrent_kernel (H, 4H), bias (4H), gamma (2, 4H), gamma_h and beta_h (H).
-    Its dropout and zoneout are of training and are not carried over. options: those of `LSTM`, such as batch_first.
+    weights: its state dict: kernel (D, G), recurrent_kernel (H, G), bias (G), gamma (2, G), in the LSTM gamma_h and
+    beta_h (H), in the GRU recurrent_bias (G). The GRU's statistics are over all 3H. Dropout and zoneout are of training
+    and are not carried over. options: those of `LSTM`, such as batch_first.
 
     ValueError: something else than such a state dict.
 
@@ -86,28 +88,73 @@ def from_haste(weights: Mapping[str, Tensor], **options: Any) -> LSTM:
     >>> from_haste(weights | {"beta_h": torch.zeros(5)}).hidden_size
     5
     """
-    names = ("kernel", "recurrent_kernel", "bias", "gamma", "gamma_h", "beta_h")
-    if set(weights) != set(names):
-        raise ValueError(f"haste's LayerNormLSTM has {', '.join(names)}, but these are {', '.join(weights)}")
-    D, G = weights["kernel"].shape
-    H = G // 4
-    kernel = weights["kernel"]
-    layer = LSTM(D, H, norm="layer", device=kernel.device, dtype=kernel.dtype, **options)
+    common = {"kernel", "recurrent_kernel", "bias", "gamma"}
+    cells = {"LayerNormLSTM": common | {"gamma_h", "beta_h"}, "LayerNormGRU": common | {"recurrent_bias"}}
+    kind = next((name for name, own in cells.items() if set(weights) == own), None)
+    if kind is None:
+        known = "; ".join(f"haste's {name} has {', '.join(sorted(own))}" for name, own in cells.items())
+        raise ValueError(f"{known}; but these are {', '.join(weights)}")
+    order = _HASTE_LSTM if kind == "LayerNormLSTM" else _HASTE_GRU
 
     def gates(value: Tensor) -> Tensor:
-        pieces = value.chunk(4)
-        return torch.cat([pieces[n] for n in _HASTE_GATES])
+        pieces = value.chunk(len(order))
+        return torch.cat([pieces[n] for n in order])
 
     values = {
-        "weight_ih": gates(kernel.t()),
+        "weight_ih": gates(weights["kernel"].t()),
         "weight_hh": gates(weights["recurrent_kernel"].t()),
         "bias_ih": gates(weights["bias"]),
-        "bias_hh": torch.zeros_like(weights["bias"]),
+        "bias_hh": gates(weights.get("recurrent_bias", torch.zeros_like(weights["bias"]))),
         "gain_ih": gates(weights["gamma"][0]),
         "gain_hh": gates(weights["gamma"][1]),
-        "gain_c": weights["gamma_h"],
-        "bias_c": weights["beta_h"],
     }
+    if kind == "LayerNormGRU":
+        return _filled(GRU, values, NormConfig(joint_gates=True), options)
+    values |= {"gain_c": weights["gamma_h"], "bias_c": weights["beta_h"]}
+    return _filled(LSTM, values, NormConfig(), options)
+
+
+def from_fastrnns(weights: Mapping[str, Tensor], **options: Any) -> LSTM:
+    """The LSTM that computes what the LayerNormLSTMCell of PyTorch's benchmarks/fastrnns computes, over a sequence.
+
+    weights: the cell's state dict: weight_ih (4H, D), weight_hh (4H, H), and weight and bias of layernorm_i,
+    layernorm_h (4H) and layernorm_c (H). options: those of `LSTM`.
+
+    ValueError: something else than such a state dict.
+    """
+    names = {"weight_ih": "weight_ih", "weight_hh": "weight_hh"}
+    for letter, field in (("i", "ih"), ("h", "hh"), ("c", "c")):
+        names |= {f"layernorm_{letter}.weight": f"gain_{field}", f"layernorm_{letter}.bias": f"bias_{field}"}
+    if set(weights) != set(names):
+        raise ValueError(f"fastrnns' LayerNormLSTMCell has {', '.join(names)}, but these are {', '.join(weights)}")
+    values = {names[name]: value for name, value in weights.items()}
+    return _filled(LSTM, values, NormConfig(carry_normalized=True), options)
+
+
+def from_tfa(weights: Mapping[str, Tensor], eps: float = 1e-3, **options: Any) -> LSTM:
+    """The LSTM that computes what TensorFlow Addons' LayerNormLSTMCell computes, over a sequence.
+
+    weights, by the names that Keras gives them: kernel (D, 4H), recurrent_kernel (H, 4H), bias (4H), and gamma and beta
+    of kernel_norm, recurrent_norm (4H) and state_norm (H), as tensors; eps: its norm_epsilon. options: those of `LSTM`.
+
+    ValueError: other names.
+    """
+    norms = {"kernel_norm": "ih", "recurrent_norm": "hh", "state_norm": "c"}
+    names = ["kernel", "recurrent_kernel", "bias", *(f"{norm}/{kind}" for norm in norms for kind in ("gamma", "beta"))]
+    if set(weights) != set(names):
+        raise ValueError(f"tfa's LayerNormLSTMCell has {', '.join(names)}, but these are {', '.join(weights)}")
+    values = {"weight_ih": weights["kernel"].t(), "weight_hh": weights["recurrent_kernel"].t()}
+    values |= {f"gain_{field}": weights[f"{norm}/gamma"] for norm, field in norms.items()}
+    values |= {f"bias_{field}": weights[f"{norm}/beta"] for norm, field in norms.items()}
+    values["bias_ih"] = values["bias_ih"] + weights["bias"]
+    return _filled(LSTM, values, NormConfig(eps=eps, carry_normalized=True), options)
+
+
+@torch.no_grad()
+def _filled(kind: type[_Layer], values: dict[str, Tensor], norm: NormConfig, options: dict[str, Any]) -> _Layer:
+    """A layer of these parameters, given without their suffix."""
+    one = values["weight_ih"]
+    layer = kind(one.shape[1], values["weight_hh"].shape[1], norm=norm, device=one.device, dtype=one.dtype, **options)
     for name, value in values.items():
         layer.get_parameter(f"{name}_l0").copy_(value)
     return layer

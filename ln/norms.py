@@ -158,6 +158,9 @@ def get(name: str) -> Normalization:
 def refusal(cfg: NormConfig, implemented: Collection[Statistics]) -> str | None:
     """Why a backend that implements these statistics cannot run the norm, or None."""
     traits = cfg.traits
+    for option in ("carry_normalized", "joint_gates"):
+        if getattr(cfg, option):
+            return f"it does not implement {option}"
     if not traits.normalizes or traits.statistics in implemented:
         return None
     return f"it does not implement norm={cfg.name}, {traits.statistics}"
@@ -173,6 +176,10 @@ class NormConfig:
     eps: added to the variance, inside the root. gain_init: None means the norm's own, 1.0, or 0.1 for batch norm.
     inner_bias: normalize W_ih x + inner_bias_ih in place of W_ih x, so that statistics over the features keep a scalar
         input's grey level.
+    carry_normalized: in the LSTM the normalized cell state is the one carried on, as in TensorFlow Addons and fastrnns;
+        the paper carries it on un-normalized.
+    joint_gates: in the GRU statistics over all 3H summed inputs of a term, as in haste; the paper takes those of (r, z)
+        and of n apart.
     max_steps, momentum: steps with batch statistics of their own, and the weight of a new batch in their average.
 
     >>> NormConfig("layer", sites=("cell",), gain_init=0.1).sites
@@ -186,6 +193,8 @@ class NormConfig:
     inner_bias: bool = False
     max_steps: int = 1024
     momentum: float = 0.1
+    carry_normalized: bool = False
+    joint_gates: bool = False
 
     def __post_init__(self) -> None:
         get(self.name)
@@ -206,6 +215,12 @@ class NormConfig:
             raise ValueError(f"gain_init={self.gain_init} must be a finite number")
         if self.inner_bias and self.traits.axis != "features":
             raise ValueError(f"inner_bias enters a normalization over the features; norm={self.name} has no use for it")
+        if self.carry_normalized and not self.traits.normalizes:
+            raise ValueError(
+                f"carry_normalized has no meaning without a normalized cell state, and norm={self.name} has none"
+            )
+        if self.joint_gates and self.traits.axis != "features":
+            raise ValueError(f"joint_gates is of statistics over the features; norm={self.name} has no use for it")
         if self.max_steps < 1:
             raise ValueError(f"max_steps={self.max_steps} must be at least 1")
         if not 0 < self.momentum <= 1:
@@ -237,10 +252,15 @@ class NormConfig:
         such site."""
         if not self.traits.normalizes:
             return ()
+        for option, other in (("carry_normalized", "lstm"), ("joint_gates", "gru")):
+            if getattr(self, option) and cell != other:
+                raise ValueError(f"{option} is an option of the {other}, not of the {cell}")
         sites = _DEFAULT_SITES[cell] if self.sites is None else self.sites
         for site in sites:
             if site not in CELL_SITES[cell]:
                 raise ValueError(f"site {site!r} does not exist in {cell}; choose from {', '.join(CELL_SITES[cell])}")
+        if self.carry_normalized and "cell" not in sites:
+            raise ValueError("carry_normalized needs the site 'cell'; add it to sites or leave out the option")
         if self.inner_bias and "input" not in sites:
             raise ValueError(
                 f"inner_bias enters the normalization of the site 'input', but {cell} normalizes {', '.join(sites)}"

@@ -107,20 +107,22 @@ def _plus(z: Tensor, *biases: Tensor | None) -> Tensor:
 
 def _lstm(x: Tensor, h: Tensor, c: Tensor, p: Params, s: _Step) -> tuple[Tensor, Tensor]:
     """Equations 20 to 22: statistics over all 4H gates at once, separately for input and recurrent terms; c is carried
-    un-normalized and normalized only on its way to h."""
+    un-normalized and normalized only on its way to h. With `carry_normalized` c' = LN(f c + i g) is carried on, and
+    h' = o tanh(c')."""
     input = _plus(s.normalize(_summed_inputs(x, p.weight_ih, p.inner_bias_ih), "input", "ih", p.gain_ih), p.bias_ih)
     recurrent = _plus(s.normalize(_summed_inputs(h, p.weight_hh), "recurrent", "hh", p.gain_hh), p.bias_hh)
     i, f, g, o = (input + recurrent).chunk(4, -1)  # eq 20
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()  # eq 21
-    return o.sigmoid() * _plus(s.normalize(c, "cell", "c", p.gain_c), p.bias_c).tanh(), c  # eq 22
+    normalized = _plus(s.normalize(c, "cell", "c", p.gain_c), p.bias_c)
+    return o.sigmoid() * normalized.tanh(), normalized if s.cfg.carry_normalized else c  # eq 22
 
 
 def _gru(x: Tensor, h: Tensor, p: Params, s: _Step) -> Tensor:
-    """Equations 26 to 28 with torch's sign of z: statistics over (r, z) together and over n, per term; r multiplies the
-    normalized recurrent term."""
-    H = h.shape[-1]
-    input = s.normalize(_summed_inputs(x, p.weight_ih, p.inner_bias_ih), "input", "ih", p.gain_ih, split=2 * H)
-    recurrent = s.normalize(_summed_inputs(h, p.weight_hh), "recurrent", "hh", p.gain_hh, split=2 * H)
+    """Equations 26 to 28 with torch's sign of z: statistics over (r, z) together and over n, per term, or with
+    `joint_gates` over (r, z, n) together; r multiplies the normalized recurrent term."""
+    split = 0 if s.cfg.joint_gates else 2 * h.shape[-1]
+    input = s.normalize(_summed_inputs(x, p.weight_ih, p.inner_bias_ih), "input", "ih", p.gain_ih, split)
+    recurrent = s.normalize(_summed_inputs(h, p.weight_hh), "recurrent", "hh", p.gain_hh, split)
     (r, z, n), (hr, hz, hn) = _plus(input, p.bias_ih).chunk(3, -1), _plus(recurrent, p.bias_hh).chunk(3, -1)
     r, z = (r + hr).sigmoid(), (z + hz).sigmoid()  # eq 26
     n = (n + r * hn).tanh()  # eq 27

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from ln import convert
+from ln import LSTM, NormConfig, convert
 
 
 @pytest.mark.parametrize("norm", ["none", "weight"])
@@ -47,8 +49,13 @@ def test_weights_that_do_not_fit() -> None:
         convert.from_torch(nn.LSTM(3, 5, proj_size=2))
     with pytest.raises(TypeError, match="no layer here for a Linear"):
         convert.from_torch(nn.Linear(3, 5))
-    with pytest.raises(ValueError, match="haste's LayerNormLSTM has kernel"):
-        convert.from_haste({"kernel": torch.ones(3, 20)})
+    for function, said in (
+        (convert.from_haste, "haste's LayerNormLSTM has beta_h"),
+        (convert.from_fastrnns, "fastrnns' LayerNormLSTMCell has weight_ih"),
+        (convert.from_tfa, "tfa's LayerNormLSTMCell has kernel"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            function({"kernel": torch.ones(3, 20)})
 
 
 def test_layer_norm_lstm_of_haste() -> None:
@@ -74,3 +81,113 @@ def test_layer_norm_lstm_of_haste() -> None:
     output, (last_h, last_c) = convert.from_haste(w)(x)
     torch.testing.assert_close(output, torch.stack(wanted))
     torch.testing.assert_close((last_h[0], last_c[0]), (h, c))
+
+
+T, B, D, H = 4, 2, 3, 5
+
+
+def _random(**sizes: tuple[int, ...]) -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return {name: torch.randn(size, dtype=torch.float64) for name, size in sizes.items()}
+
+
+def _judge(layer: nn.Module, step: Callable[[Tensor, tuple[Tensor, ...]], tuple[Tensor, ...]], states: int) -> None:
+    """A layer against a step of the other's equations: outputs, last states, and gradients of x."""
+    x = torch.randn(T, B, D, dtype=torch.float64, requires_grad=True)
+    state = tuple(torch.zeros(B, H, dtype=torch.float64) for _ in range(states))
+    wanted = []
+    for x_t in x:
+        state = step(x_t, state)
+        wanted.append(state[0])
+    output, last = layer(x)
+    assert layer.backend_used == "reference"
+    torch.testing.assert_close(output, torch.stack(wanted))
+    torch.testing.assert_close([v[0] for v in last] if states == 2 else [last[0]], list(state))
+    weights = torch.randn_like(output)
+    grads = [torch.autograd.grad((value * weights).sum(), x)[0] for value in (output, torch.stack(wanted))]
+    torch.testing.assert_close(*grads)
+
+
+def test_layer_norm_gru_of_haste() -> None:
+    """Statistics over 3H, gates z, r, g."""
+    sizes = {"kernel": (D, 3 * H), "recurrent_kernel": (H, 3 * H), "bias": (3 * H,), "recurrent_bias": (3 * H,)}
+    w = _random(**sizes, gamma=(2, 3 * H))
+
+    def step(x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        (h,) = state
+        of_x = F.layer_norm(x @ w["kernel"], (3 * H,), w["gamma"][0]) + w["bias"]
+        of_h = F.layer_norm(h @ w["recurrent_kernel"], (3 * H,), w["gamma"][1]) + w["recurrent_bias"]
+        (zx, rx, gx), (zh, rh, gh) = of_x.chunk(3, -1), of_h.chunk(3, -1)
+        z, r = (zx + zh).sigmoid(), (rx + rh).sigmoid()
+        return (z * h + (1 - z) * (gx + r * gh).tanh(),)
+
+    _judge(convert.from_haste(w), step, 1)
+
+
+def test_layer_norm_lstm_of_fastrnns() -> None:
+    w = _random(weight_ih=(4 * H, D), weight_hh=(4 * H, H))
+    for letter, width in (("i", 4 * H), ("h", 4 * H), ("c", H)):
+        w |= {f"layernorm_{letter}.{kind}": torch.randn(width, dtype=torch.float64) for kind in ("weight", "bias")}
+
+    def norm(z: Tensor, letter: str) -> Tensor:
+        return F.layer_norm(z, z.shape[-1:], w[f"layernorm_{letter}.weight"], w[f"layernorm_{letter}.bias"])
+
+    def step(x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        h, c = state
+        i, f, g, o = (norm(x @ w["weight_ih"].t(), "i") + norm(h @ w["weight_hh"].t(), "h")).chunk(4, -1)
+        c = norm(f.sigmoid() * c + i.sigmoid() * g.tanh(), "c")
+        return o.sigmoid() * c.tanh(), c
+
+    _judge(convert.from_fastrnns(w), step, 2)
+
+
+def test_layer_norm_lstm_of_tensorflow_addons() -> None:
+    w = _random(kernel=(D, 4 * H), recurrent_kernel=(H, 4 * H), bias=(4 * H,))
+    for name, width in (("kernel_norm", 4 * H), ("recurrent_norm", 4 * H), ("state_norm", H)):
+        w |= {f"{name}/{kind}": torch.randn(width, dtype=torch.float64) for kind in ("gamma", "beta")}
+
+    def norm(z: Tensor, name: str) -> Tensor:
+        return F.layer_norm(z, z.shape[-1:], w[f"{name}/gamma"], w[f"{name}/beta"], 1e-3)
+
+    def step(x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        h, c = state
+        z = norm(x @ w["kernel"], "kernel_norm") + norm(h @ w["recurrent_kernel"], "recurrent_norm") + w["bias"]
+        i, f, g, o = z.chunk(4, -1)
+        c = norm(f.sigmoid() * c + i.sigmoid() * g.tanh(), "state_norm")
+        return o.sigmoid() * c.tanh(), c
+
+    _judge(convert.from_tfa(w), step, 2)
+
+
+def test_variants_are_refused_where_they_have_no_meaning() -> None:
+    with pytest.raises(RuntimeError, match=r"backend=torch cannot run .*: it does not implement carry_normalized"):
+        LSTM(D, H, norm=NormConfig(carry_normalized=True), backend="torch")(torch.randn(T, B, D))
+    with pytest.raises(ValueError, match="joint_gates is an option of the gru, not of the lstm"):
+        LSTM(D, H, norm=NormConfig(joint_gates=True))
+    with pytest.raises(ValueError, match="carry_normalized needs the site 'cell'"):
+        LSTM(D, H, norm=NormConfig(sites=("input",), carry_normalized=True))
+    with pytest.raises(ValueError, match="norm=none has none"):
+        NormConfig("none", carry_normalized=True)
+    with pytest.raises(ValueError, match="joint_gates is of statistics over the features"):
+        NormConfig("batch", joint_gates=True)
+    assert "carry_normalized=True" in repr(LSTM(D, H, norm=NormConfig(carry_normalized=True)))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+def test_dynamic_quantization_leaves_a_layer_in_floating_point() -> None:
+    torch.manual_seed(0)
+
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.linear = LSTM(D, H), nn.Linear(H, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.linear(self.layer(x)[0])
+
+    model, x = Model().eval(), torch.randn(T, B, D)
+    quantized = torch.ao.quantization.quantize_dynamic(model)
+    assert type(quantized.layer) is LSTM
+    assert type(quantized.linear) is not nn.Linear
+    assert torch.equal(quantized.layer(x)[0], model.layer(x)[0])
+    torch.testing.assert_close(quantized(x), model(x), rtol=0, atol=0.02)
