@@ -229,7 +229,7 @@ class NormalizedRecurrence(nn.Module):
     def resolved(self, x: Tensor, beyond: str | None) -> kernels.Backend:
         """The backend for a call, noted in `backend_used`."""
         if 0 in x.shape:
-            beyond, wanted = beyond or "a batch without a case", "auto"  # nothing to compute, and shapes to return
+            beyond, wanted = "a batch without a case", "auto"  # nothing to compute, and shapes to return
         else:
             wanted = self.backend
         module = kernels.resolve(wanted, x.device, working_dtype(x.dtype), self.cell, self.kernel_norm, beyond)
@@ -241,6 +241,12 @@ class NormalizedRecurrence(nn.Module):
         # What a compiled graph has read it would watch, and compile again when it changes.
         if torch.compiler.is_compiling() or self.backend_used != backend:
             self.backend_used = backend
+
+    def __prepare_scriptable__(self) -> None:
+        """What torch.jit.script asks of each module before it reads the code."""
+        raise NotImplementedError(
+            f"torch.jit.script cannot read {type(self).__name__}; use torch.compile or torch.export"
+        )
 
     def matched(self, x: Tensor, dims: int, letters: str) -> Tensor:
         """x after the checks of its shape, device and dtype; under autocast in the dtype of the parameters."""

@@ -98,6 +98,18 @@ def test_other_lengths_of_time_do_not_compile_again() -> None:
     assert len(graphs) == 1
 
 
+def test_what_eager_code_refuses_or_returns_empty() -> None:
+    torch._dynamo.reset()
+    compiled = torch.compile(LSTM(D, H, dtype=torch.float64), backend="eager", fullgraph=True)
+    x = torch.randn(T, B, D, dtype=torch.float64)
+    for lengths in ([T + 1, 1, 1], [-1, 1, 1]):
+        with pytest.raises(ValueError, match=r"lengths must lie in 0 \.\.\. T = 4"):
+            compiled(x, lengths=torch.tensor(lengths))
+    assert compiled(x[:, :0])[0].shape == (T, 0, H)
+    with pytest.raises(NotImplementedError, match=r"torch.jit.script cannot read LSTM; use torch.compile"):
+        torch.jit.script(nn.Sequential(LSTM(D, H)))
+
+
 def test_derivatives_beyond_the_first_are_the_references() -> None:
     """Where a graph is run without a compiler of gradients; one with it refuses by itself."""
     torch.manual_seed(0)
