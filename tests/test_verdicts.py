@@ -72,6 +72,15 @@ def test_reproduced_is_said_of_the_papers_protocol_on_original_data_only(profile
     assert judged(check("better", scale_free=True), *sides, profile=profile).verdict == REPRODUCED
 
 
+def test_runs_of_different_data_are_not_judged_together() -> None:
+    digits = {"data": {"status": "embedded", "name": "digits"}}
+    mixed = {**three(LOW), 3: run(*LOW, seed=3, **digits)}
+    for sides in ((mixed, three(HIGH)), (three(LOW), three(HIGH, **digits))):
+        verdict = judged(check("better"), *sides)
+        assert verdict.verdict == NOT_RUN
+        assert verdict.reason.startswith("its runs have different data, MNIST [original] and digits [embedded]")
+
+
 @pytest.mark.parametrize(
     ("profile", "status", "said"), [("laptop", "original", "profile full"), ("full", "embedded", "original")]
 )

@@ -172,7 +172,10 @@ def _refusal(check: Check, sides: Sequence[Seeds], profile: str) -> str:
     if missing:
         return f"no finished run of norm {' and '.join(missing)} at profile {profile}"
     every = [run for side in sides for run in side.values()]
-    data = ", ".join(sorted({run.data for run in every}))
+    sets = sorted({f"{run.info['data']['name']} [{run.data}]" for run in every})
+    if len(sets) > 1:
+        return f"its runs have different data, {' and '.join(sets)}, and cannot be judged together"
+    data = every[0].data
     if check.kind in (VALUE, CURVE) and not check.scale_free and not (check.kind == VALUE and check.published is None):
         if profile != FAITHFUL_PROFILE:
             return f"a published number, judged at profile {FAITHFUL_PROFILE}; these runs are {profile}"
