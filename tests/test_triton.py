@@ -25,7 +25,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ln import reference
+from ln import GRU, LSTM, reference
 from ln.kernels.triton import backend as triton_backend
 from ln.norms import CELL_SITES, NormConfig
 from ln.reference import Params, Stats
@@ -492,3 +492,17 @@ def test_speed(cell: str, shape: Any, capsys: Any) -> None:
         print(f"\n{cell} T={T} B={B} D={D} H={H} on {torch.cuda.get_device_name()}:", end=" ")
         print(", ".join(f"{name} {value:.2f} ms" for name, value in medians.items()))
     assert medians["triton"] < medians["naive"] / 3
+
+
+def _operator_and_eager(cell: str, norm: str) -> None:
+    from tests.test_compile import LENGTHS, B, D, H, T, _judge
+
+    torch.manual_seed(0)
+    layer = {"lstm": LSTM, "gru": GRU}[cell](D, H, norm=norm, backend="triton")
+    _judge(layer, torch.randn(T, B, D), "eager", "triton", **({} if norm == "batch" else {"lengths": LENGTHS}))
+
+
+@needs_triton
+@pytest.mark.parametrize(("cell", "norm"), [("lstm", "layer"), ("gru", "batch")])
+def test_compiled_layers_are_the_backends_operator(interpreted: Callable[..., Any], cell: str, norm: str) -> None:
+    interpreted(_operator_and_eager, cell, norm)
