@@ -73,6 +73,8 @@ def test_curves_toggle_by_norm_and_switch_axes_and_quantities(built: Built, brow
         rows: panel.element.querySelectorAll(".values tbody tr").length });
       const input = (value) => panel.element.querySelector(`input[value=${value}]`);
       const out = { first: look() };
+      await change(panel.publishedBox); out.published = look();
+      await change(panel.publishedBox); out.again = look();
       await change(input("seconds")); out.seconds = look();
       await change(input("step")); out.step = look();
       await change(input("batch")); out.toggled = look();
@@ -91,6 +93,9 @@ def test_curves_toggle_by_norm_and_switch_axes_and_quantities(built: Built, brow
     assert (said["seconds"]["x"], said["step"]["x"]) == (20, 1000)
     assert not any("batch" in name for name in said["toggled"]["lines"])
     assert said["toggled"]["rows"] == first["rows"] - 1 == 2
+    assert {*said["published"]["lines"][:3]} == {f"published, {n}" for n in ("no norm", "batch norm", "layer norm")}
+    assert said["published"]["lines"][3:] == first["lines"]  # which lie on top
+    assert said["again"]["lines"] == first["lines"]
     assert said["quantity"]["y"] == "Test error"
     assert "diverged" in said["quantity"]["label"]
     assert "diverged at step 1007" in said["lost"]["hovertemplate"]
