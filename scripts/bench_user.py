@@ -107,11 +107,10 @@ def implementations(case: Case) -> dict[str, nn.Module]:
             "ln, layer norm": ln.FastWeights(case.D, case.H),
         }
     found = {BASELINE: getattr(nn, case.kind)(case.D, case.H, **case.options), LOOP: _Stacked(case)}
-    for norm in NORMS:
-        if norm == "batch" and case.B == 1:
+    for norm, traits in NORMS.items():
+        if traits.axis == "batch" and case.B == 1:
             continue  # there are no statistics of one case
-        name = "ln, no norm" if norm == "none" else f"ln, {norm} norm"
-        found[name] = getattr(ln, case.kind)(case.D, case.H, norm=norm, **case.options)
+        found[f"ln, {traits.label}"] = getattr(ln, case.kind)(case.D, case.H, norm=norm, **case.options)
     return found
 
 
