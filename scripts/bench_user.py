@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 import ln
+from ln.norms import NORMS
 from scripts.bench_peers import ALONE, PlainFastWeights, PlainGRU, PlainLSTM, PlainRNN, products
 
-NORMS = ("none", "layer", "weight", "rms", "batch")
 BASELINE, LOOP = "torch.nn, no norm", "plain loop"
 TARGETS = {"ln, layer norm": 1.1, "ln, weight norm": 1.0, "ln, no norm": 1.0}  # of torch.nn's time
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
