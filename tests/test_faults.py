@@ -161,6 +161,9 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
         path, lambda state: state["optimizer"]["state"][0].update(exp_avg=torch.ones(2, 2))
     ),
     "other generator": lambda path: rewritten(path, lambda state: state.update(rng=torch.zeros(3, dtype=torch.uint8))),
+    "half a step": lambda path: rewritten(path, lambda state: state.update(step=15.5)),
+    "other losses": lambda path: rewritten(path, lambda state: state["means"].update(pending=[torch.ones(5)])),
+    "a best of text": lambda path: rewritten(path, lambda state: state["best"].update(value="x")),
     "a later step": lambda path: rewritten(path, lambda state: state.update(step=10**6)),
     "another recipe": lambda path: rewritten(path, lambda state: state.update(hash="0123")),
 }
@@ -189,6 +192,25 @@ def test_with_no_whole_checkpoint_a_run_starts_from_fresh_weights(
     DAMAGE["other generator"](folder / "checkpoint.pt")  # found out after the weights were taken over
     DAMAGE["other generator"](folder / "checkpoint.previous.pt")
     assert metrics(carry_out(recipe(RUN))) == metrics(undisturbed)
+
+
+def test_numbers_that_a_checkpoint_does_not_know_are_measured_again(
+    recipe: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    undisturbed = carry_out(recipe(RUN, f"results={tmp_path}/undisturbed"))
+    path = stopped_run(recipe, monkeypatch) / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"valid_nll": ', '"valid_nll": 1', 1))
+    run = carry_out(recipe(RUN))
+    assert "checkpoint.pt knows other lines than metrics.jsonl holds" in capsys.readouterr().out
+    assert metrics(run) == metrics(undisturbed)
+
+
+def test_metrics_that_cannot_be_read_are_one_sentence(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = stopped_run(recipe, monkeypatch) / "metrics.jsonl"
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(Mistake, match=r"layer/0/metrics.jsonl cannot be read: Is a directory"):
+        carry_out(recipe(RUN))
 
 
 def test_a_flipped_bit_anywhere_is_found_or_harmless(tmp_path: Path) -> None:
@@ -246,7 +268,13 @@ def test_a_checkpoint_of_another_recipe_is_never_gone_on_from(
     assert metrics(carry_out(recipe(RUN))) == metrics(undisturbed)  # its own recipe's goes on
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[]", b"null", b"\xff\xfe", b'{"status": "running"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b"{}", b"[]", b"null", b"\xff\xfe"),
+        *(b'{"status": "running"}', b'{"status": "complete", "hash": "0", "identity": []}'),
+    ],
+)
 def test_a_damaged_run_json_is_one_sentence_or_mended(
     recipe: Make, monkeypatch: pytest.MonkeyPatch, content: bytes
 ) -> None:

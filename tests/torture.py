@@ -252,8 +252,7 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
     "missing": lambda path: path.unlink(),
     "a folder": to_folder,
 }
-READ = ("run.json", "metrics.jsonl", "config.yaml")  # by more than the run itself
-FILES = (*READ, "checkpoint.pt", "checkpoint.previous.pt", "best.pt")
+FILES = ("run.json", "metrics.jsonl", "config.yaml", "checkpoint.pt", "checkpoint.previous.pt", "best.pt")
 
 
 def read(results: Path) -> None:
@@ -286,7 +285,7 @@ def damages(undisturbed: Undisturbed, stopped: Path) -> Iterator[Try]:
             DAMAGE[damage](path)
             metrics = folder_of(made) / "metrics.jsonl"
             before = metrics.read_bytes() if metrics.is_file() else b""
-            code = ended(fork(lambda: read(results), log)) if file in READ else DONE
+            code = ended(fork(lambda: read(results), log))
             if code not in (DONE, REFUSED):
                 return f"reading ends with {code}: {last_line(log)}"
             code = carry_out(made, log)

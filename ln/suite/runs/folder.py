@@ -8,6 +8,7 @@ checkpoint.pt, checkpoint.previous.pt, best.pt, .lock, .spare     not committed
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
@@ -28,7 +29,7 @@ from ln.suite.config import Recipe, differing, identity, identity_hash
 from ln.suite.errors import Mistake
 from ln.suite.files import cannot_write, replacing, write_text
 from ln.suite.runs.checkpoint import load_whole
-from ln.suite.runs.read import COMPLETE, COUNTED, DIVERGED, PARTIAL, WHOLE, part_of, run_info
+from ln.suite.runs.read import COMPLETE, COUNTED, DIVERGED, PARTIAL, WHOLE, part_of, run_info, sound_info
 from ln.suite.until import Until
 
 RUNNING, INTERRUPTED, FAILED = "running", "interrupted", "failed"
@@ -114,16 +115,16 @@ class Run:
         """
         path = self.folder / "run.json"
         try:
-            old = json.loads(path.read_text())
-            old_identity, old_hash, _ = old["identity"], old["hash"], old["status"]
+            old = sound_info(path.read_bytes())
+            old_identity, old_hash = old["identity"], old["hash"]
         except FileNotFoundError:
-            if self._measured() and not self._own_checkpoint():
+            if self._begun() and not self._own_checkpoint():
                 raise Mistake(
                     f"{self.folder} holds what a run has measured but no run.json, which tells whose; "
                     "choose another place with RESULTS=<folder> (results=<folder>), or delete it"
                 ) from None
             return self
-        except (ValueError, TypeError, KeyError) as error:  # cut short, emptied, no UTF-8, no JSON, not a run's
+        except (ValueError, KeyError) as error:
             if self._own_checkpoint():
                 print(f"{path} is damaged and is written anew; a checkpoint tells that this is its run", flush=True)
                 return self
@@ -153,7 +154,7 @@ class Run:
             "to go on from; choose another place with RESULTS=<folder> (results=<folder>), or delete it"
         )
 
-    def _measured(self) -> bool:
+    def _begun(self) -> bool:
         metrics = self.folder / "metrics.jsonl"
         return (metrics.exists() and metrics.stat().st_size > 0) or any((self.folder / c).exists() for c in CHECKPOINTS)
 
@@ -207,6 +208,21 @@ class Run:
         if path.exists() and path.stat().st_size > size:
             os.truncate(path, size)
 
+    def _measured(self) -> bytes:
+        """What metrics.jsonl holds, if it is there.
+
+        Raises:
+            Mistake: it cannot be read.
+        """
+        path = self.folder / "metrics.jsonl"
+        try:
+            with path.open("rb") as file:
+                return file.read(path.stat().st_size)
+        except FileNotFoundError:
+            return b""
+        except OSError as error:
+            raise Mistake(f"{path} cannot be read: {error.strerror}") from error
+
     # --- checkpoints
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
@@ -215,15 +231,15 @@ class Run:
         Raises:
             Mistake: the disk is full or the folder cannot be written; the last good checkpoint is untouched.
         """
-        metrics = self.folder / "metrics.jsonl"
-        size = metrics.stat().st_size if metrics.exists() else 0
         current, previous = (self.folder / name for name in CHECKPOINTS)
         new = self.folder / "checkpoint.new.pt"
         try:
             if self._metrics is not None:
                 os.fsync(self._metrics.fileno())
             with replacing(new) as file:
-                torch.save({**state, "metrics_bytes": size, "hash": self.info["hash"]}, file)
+                measured = self._measured()
+                known = {"metrics_bytes": len(measured), "metrics_sha256": hashlib.sha256(measured).hexdigest()}
+                torch.save({**state, **known, "hash": self.info["hash"]}, file)
             if current.exists():
                 current.replace(previous)
             new.replace(current)
@@ -233,10 +249,12 @@ class Run:
             raise Mistake(f"{cause}; {kept}") from error
 
     def checkpoints(self, device: torch.device) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """The whole checkpoints of this run, the newest first; of each other one it is said why not."""
-        part = part_of(self.info)
-        metrics = self.folder / "metrics.jsonl"
-        size = metrics.stat().st_size if metrics.exists() else 0
+        """The whole checkpoints of this run, the newest first; of each other one it is said why not.
+
+        Raises:
+            Mistake: metrics.jsonl cannot be read.
+        """
+        part, measured = part_of(self.info), self._measured()
         for path in (self.folder / name for name in CHECKPOINTS):
             if not path.exists():
                 continue
@@ -245,8 +263,12 @@ class Run:
                 # Those written before checkpoints had a hash are vouched for by run.json.
                 if state.get("hash", self.info["hash"]) != self.info["hash"]:
                     raise Mistake(f"{path} is of another recipe")
-                if state["metrics_bytes"] > size:
+                known = measured[: state["metrics_bytes"]]
+                if len(known) < state["metrics_bytes"]:
                     raise Mistake(f"{path} knows more than metrics.jsonl holds")
+                sha256 = hashlib.sha256(known).hexdigest()
+                if state.get("metrics_sha256", sha256) != sha256:
+                    raise Mistake(f"{path} knows other lines than metrics.jsonl holds")
                 if part is not None and state["step"] < part["step"]:
                     raise Mistake(f"{path} is from before the end of the run's first part, which counts")
             except (Mistake, KeyError, TypeError) as error:

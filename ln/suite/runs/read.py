@@ -25,7 +25,7 @@ WHOLE = ("identity", "hash", "data")  # of run.json: what a run's first part has
 # What readers take from run.json; what is there is of its kind.
 NUMBERS = ("seconds", "steps", "steps_per_second", "step", "epoch", "last_step", "stop_step", "diverged_at")
 TEXTS = ("hash", "commit", "hardware", "device", "backend", "python", "started", "error")  # or null
-SECTIONS = ("identity", "data", "final", "packages", "part")
+SECTIONS = ("identity", "data", "final", "packages", "part", "pictures")
 
 
 @dataclass(frozen=True)
@@ -105,20 +105,31 @@ def run_info(folder: Path, warn: Callable[[str], None] = say_once) -> dict[str, 
     """What the run.json in a run's folder says; None where there is none or, which is said, it is damaged."""
     path = folder / "run.json"
     try:
-        info = _parsed(path.read_bytes())
+        return sound_info(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        warn(f"{path} cannot be read ({error}); this run is passed over")
+        return None
+
+
+def sound_info(text: bytes) -> dict[str, Any]:
+    """What a run.json says.
+
+    Raises:
+        ValueError: it is cut short, or something in it is not of the kind that a run writes.
+    """
+    try:
+        info: dict[str, Any] = _parsed(text)
         _check_kinds(info)
         if (part := part_of(info)) is not None:
             _check_kinds(part)
             _ = part["step"] / part["last_step"], part["epoch"]
         if info["status"] in COUNTED or part is not None:
             _ = info["identity"]["seed"], info["data"]["name"], info["data"]["status"]
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, KeyError, ZeroDivisionError) as error:
-        why = f"no {error}" if isinstance(error, KeyError) else str(error) or type(error).__name__
-        warn(f"{path} cannot be read ({why}); this run is passed over")
-        return None
-    return dict(info)
+    except (TypeError, KeyError, ZeroDivisionError) as error:
+        raise ValueError(f"no {error}" if isinstance(error, KeyError) else str(error)) from error
+    return info
 
 
 def _check_kinds(info: dict[str, Any]) -> None:

@@ -109,10 +109,15 @@ class Loop:
             Exception: of many kinds, where it is not one of this run's.
         """
         step, best, means, names = state["step"], state["best"], state["means"], state["names"]
+        if not all(type(count) is int for count in (step, best["step"], means["count"])):
+            raise TypeError("its counts are no whole numbers")
         if not 0 <= step <= self.last_step:
             raise ValueError(f"step {step} is not one of the run's {self.last_step}")
-        if means["sums"] is not None and means["sums"].shape != (len(names),):
-            raise ValueError(f"means of {means['sums'].shape} for {len(names)} losses")
+        summed = [*means["pending"], *([] if means["sums"] is None else [means["sums"]])]
+        if any(losses.shape != (len(names),) for losses in summed):
+            raise ValueError(f"means that are not of {len(names)} losses")
+        if not math.isfinite(state["seconds"]) or not (best["value"] is None or math.isfinite(best["value"])):
+            raise ValueError("its seconds or its best value is not finite")
         if best["model"] is not None:
             self.task.model.load_state_dict(best["model"])
         self.task.model.load_state_dict(state["model"])
