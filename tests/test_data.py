@@ -1,5 +1,7 @@
 """Finding data: the order of resolution, damaged files, and the reader of MNIST's format."""
 
+import errno
+import fcntl
 import gzip
 import hashlib
 import struct
@@ -11,7 +13,7 @@ import torch
 import torchvision.datasets
 
 import ln.suite.data
-from ln.suite.data import Missing, Source, made_once, mnist, resolve
+from ln.suite.data import Missing, Source, cache_folder, made_once, mnist, resolve
 from ln.suite.errors import Mistake
 
 
@@ -134,13 +136,26 @@ def test_what_is_prepared_is_made_once_and_never_half(tmp_path: Path) -> None:
         made.append(path)
         path.write_text("half")
         if len(made) == 1:
-            raise OSError("the disk is full")
+            raise OSError(errno.ENOSPC, "No space left on device")
         path.write_text("whole")
 
     path = tmp_path / "prepared.txt"
-    with pytest.raises(OSError, match="full"):
+    with pytest.raises(Mistake, match=r"prepared.txt cannot be made: No space left on device"):
         made_once(path, make)
     assert not path.exists()
     assert made_once(path, make).read_text() == made_once(path, make).read_text() == "whole"
     assert len(made) == 2
     assert not any(unfinished.exists() for unfinished in made)
+
+
+def test_a_cache_that_cannot_be_made_or_locked_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(file: object, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(Mistake, match=r"prepared.txt cannot be made: No locks available"):
+        made_once(tmp_path / "prepared.txt", Path.touch)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LN_CACHE", str(tmp_path / "file"))
+    with pytest.raises(Mistake, match=r"file/books cannot be written: Not a directory; point LN_CACHE elsewhere"):
+        cache_folder("books")

@@ -39,7 +39,7 @@ def plan(
 
 
 def test_where_no_run_tells_steps_are_timed_once_on_a_machine(
-    plan: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+    plan: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     said, meanwhile = plan("--norms=layer,none")
     assert meanwhile.count("timing a few steps of") == 4  # two batch sizes, two norms; not for each seed
@@ -48,6 +48,10 @@ def test_where_no_run_tells_steps_are_timed_once_on_a_machine(
     monkeypatch.setattr(pace, "timed", lambda *_: pytest.fail("it is timed again"))
     again, meanwhile = plan("--norms=layer,none")
     assert (again, meanwhile) == (said, "")
+    for path in (tmp_path / "cache" / "pace").iterdir():
+        path.write_text("{")
+    with pytest.raises(pytest.fail.Exception, match="timed again"):  # what was noted is damaged
+        plan("--norms=layer,none")
 
 
 def test_what_runs_tell_is_not_timed(

@@ -61,6 +61,12 @@ def test_wandbs_environment_is_the_users_word(monkeypatch: pytest.MonkeyPatch, t
         monkeypatch.setenv("WANDB_MODE", mode)
         assert mode_of("auto") == mode
         assert mode_of("offline") == "offline"  # what the command says comes first
+    for said, mode in (("dryrun", "offline"), ("run", "online"), ("", "online")):
+        monkeypatch.setenv("WANDB_MODE", said)
+        assert mode_of("auto") == mode
+    monkeypatch.setenv("WANDB_MODE", "ofline")
+    with pytest.raises(Mistake, match=r"WANDB_MODE=ofline is not a mode of W&B's; .*; did you mean offline\?"):
+        mode_of("auto")
     monkeypatch.delenv("WANDB_API_KEY")
     monkeypatch.delenv("WANDB_MODE")
     # A key counts for the host that it is for, and $NETRC names the file.

@@ -19,6 +19,7 @@ from ln.suite.config import Recipe, norm_of, zero_allowed
 from ln.suite.data import Source, handwriting, resolve
 from ln.suite.data.pen_strokes import PRIVATE
 from ln.suite.errors import Mistake
+from ln.suite.files import replacing
 from ln.suite.runs.read import finished_run
 from ln.suite.showing.figures import new_figure
 from ln.suite.task import Shuffled, Task
@@ -215,6 +216,6 @@ def picture_window(path: Path, text: str, line: np.ndarray, weights: np.ndarray,
 
 def _save(figure: Figure, path: Path) -> None:
     """PNG only: as vectors these pictures would be megabytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130, metadata={"Software": None})
+    with replacing(path) as file:
+        figure.savefig(file, format="png", dpi=130, metadata={"Software": None})
     plt.close(figure)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ln.suite.errors import Mistake
+from ln.suite.files import cannot_write
 
 
 @dataclass(frozen=True)
@@ -74,17 +75,30 @@ def data_folders() -> list[Path]:
 
 
 def cache_folder(key: str) -> Path:
-    """A folder of our own for what is unpacked or prepared from data whose folder may be read-only."""
-    root = os.environ.get("LN_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME", "~/.cache"), "ln-suite")
-    folder = Path(root).expanduser() / key
-    folder.mkdir(parents=True, exist_ok=True)
+    """A folder of our own for what is unpacked or prepared from data whose folder may be read-only.
+
+    Raises:
+        Mistake: it cannot be made.
+    """
+    root = os.environ.get("LN_CACHE") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "ln-suite")
+    folder = Path(os.path.expanduser(root)) / key
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Mistake(f"{cannot_write(folder, error)}; point LN_CACHE elsewhere") from error
     return folder
 
 
 def made_once(path: Path, make: Callable[[Path], object]) -> Path:
     """`path` in the cache, a file or a folder, written by `make` on first use: of several runs that start at once one
-    makes it, the others wait for it, and what is there is always whole."""
-    if not path.exists():
+    makes it, the others wait for it, and what is there is always whole.
+
+    Raises:
+        Mistake: it cannot, as in a folder that is full, read-only or cannot be locked.
+    """
+    if path.exists():
+        return path
+    try:
         with (path.parent / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not path.exists():
@@ -92,6 +106,9 @@ def made_once(path: Path, make: Callable[[Path], object]) -> Path:
                     unfinished = Path(temporary) / path.name
                     make(unfinished)
                     unfinished.rename(path)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise Mistake(f"{path} cannot be made: {error.strerror or error}{where}") from error
     return path
 
 

@@ -229,7 +229,6 @@ def strongest(verdicts: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
 
 def write_verdicts(verdicts: list[Verdict], folder: Path) -> Path:
     """verdicts.json, from which tables and pages are made."""
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "verdicts.json"
     write_text(path, json.dumps(_finite([asdict(v) for v in verdicts]), indent=2) + "\n")
     return path

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from ln.suite.config import TRACKING, unknown
 from ln.suite.errors import Mistake
 from ln.suite.files import write_text
 from ln.suite.runs import mirror
@@ -23,17 +24,25 @@ from ln.suite.runs.folder import DONE, Run
 from ln.suite.runs.read import PARTIAL, run_info, say_once
 
 OUR_QUERY = re.compile(r"\^\([\w|]*\)\$")  # of leet's metrics, as written here
+SAME_MODE = {"run": "online", "shared": "online", "dryrun": "offline"}  # W&B's other words in $WANDB_MODE
 LEAVE_SHARE = 0.01  # of the time that training took: how long the command waits for W&B at its end
 
 
 def mode_of(request: str) -> str:
-    """`auto` is what $WANDB_MODE says, else online where an API key is set, else offline."""
+    """`auto` is what $WANDB_MODE says, else online where an API key is set, else offline.
+
+    Raises:
+        Mistake: $WANDB_MODE is no mode of W&B's.
+    """
     if request != "auto":
         return request
-    said = os.environ.get("WANDB_MODE", "").lower()
-    if said in ("online", "offline", "disabled"):
-        return said
-    return "online" if has_key() else "offline"
+    said = os.environ.get("WANDB_MODE", "").strip().lower()
+    if not said:
+        return "online" if has_key() else "offline"
+    modes = TRACKING[1:]
+    if SAME_MODE.get(said, said) not in modes:
+        raise unknown("WANDB_MODE", said, "a mode of W&B's", modes)
+    return SAME_MODE.get(said, said)
 
 
 def has_key() -> bool:

@@ -216,7 +216,7 @@ def rows_on_disk(results: str | Path) -> list[Row]:
 def readme_block(results: str | Path, report: str = "results/REPORT.md") -> str:
     """The README's scoreboard, from the verdicts on disk."""
     faithful = {group: read_verdicts(Path(results) / FAITHFUL_PROFILE / group) for group in groups()}
-    return "\n\n".join([BEGIN, protocol(faithful), table(rows_on_disk(results), report), END])
+    return "\n\n".join([BEGIN, markdown(protocol(faithful)), table(rows_on_disk(results), report), END])
 
 
 def picture(rows: Sequence[Row], path: Path) -> Path:

@@ -182,7 +182,6 @@ def write_json(group: str, profile: str, results: str | Path, folder: Path) -> l
     models = {f"{group}.report": report(group, profile, results, "entity", saved=False)._to_model()}
     for experiment in load_claims(group).runs.experiments:
         models[f"{experiment}.workspace"] = workspace(group, experiment, profile, results, "entity")._to_model()
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, model in models.items():
         path = folder / f"{name}.json"

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from hashlib import sha256
@@ -69,13 +69,14 @@ def estimated(recipe: Recipe) -> Pace:
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     made_for = [identity_hash(recipe, source.identity), machine, threads, torch.__version__]
     path = cache_folder("pace") / f"{sha256(json.dumps(made_for).encode()).hexdigest()[:16]}.json"
-    if not path.exists():
-        said = f"timing a few steps of {recipe.experiment} with norm {recipe.norm.name} at {recipe.profile}"
-        print(said, file=sys.stderr, flush=True)
-        torch.set_num_threads(threads)
-        found = timed(recipe, built(imported(recipe.task), recipe, source, device))
-        write_text(path, json.dumps(asdict(found)))
-    return Pace(**json.loads(path.read_text()))
+    with suppress(OSError, ValueError, TypeError):  # not there yet, or damaged
+        return Pace(**json.loads(path.read_bytes()))
+    said = f"timing a few steps of {recipe.experiment} with norm {recipe.norm.name} at {recipe.profile}"
+    print(said, file=sys.stderr, flush=True)
+    torch.set_num_threads(threads)
+    found = timed(recipe, built(imported(recipe.task), recipe, source, device))
+    write_text(path, json.dumps(asdict(found)))
+    return found
 
 
 @cache

@@ -11,6 +11,7 @@ from ln.suite.config import CONFIGS, Recipe, imported, recipe_of
 from ln.suite.errors import Mistake
 from ln.suite.overrides import check_choices, for_hydra, not_composed, parsed
 from ln.suite.runs.device import device_of
+from ln.suite.runs.tracking import mode_of
 from ln.suite.task import Task
 
 
@@ -26,8 +27,9 @@ def check_runs(multiruns: Iterable[Sequence[str]], here: bool = True) -> None:
     recipes = recipes_of(multiruns)
     if not here:
         return
-    for results, device in {(recipe.results, recipe.device) for recipe in recipes}:
+    for results, device, mode in {(recipe.results, recipe.device, recipe.tracking) for recipe in recipes}:
         device_of(device)
+        mode_of(mode)
         try:
             Path(results).mkdir(parents=True, exist_ok=True)
         except OSError as error:
