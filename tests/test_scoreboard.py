@@ -83,7 +83,7 @@ def test_what_ran_at_the_papers_protocol_is_named_and_what_did_so_in_part() -> N
         ("0.5 [0.4, 0.6]", "0.5 [0.4, 0.6]"),
         ("`x` $y$ ~~z~~ \\", r"\`x\` \$y\$ \~\~z\~\~ \\"),
         ("# no heading\nno\tline", r"\# no heading no line"),
-        ("1. no list", r"\1. no list"),
+        ("1. no list", r"1\. no list"),
         ("-0.5", "-0.5"),
     ],
 )

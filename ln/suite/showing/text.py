@@ -5,7 +5,8 @@ from urllib.parse import quote
 
 # What begins or ends something in Markdown, in HTML within it, or in GitHub's formulas; an underscore does only at a
 # word's end, a bracket only before a parenthesis, and a list or heading only with a blank behind its sign.
-SPECIAL = re.compile(r"[\\`*|$]|~~|(?<!\w)_|_(?!\w)|(?<=\])(?=\()|^(?=[#+-]+\s)|^(?=\d+[.)]\s)")
+SPECIAL = re.compile(r"[\\`*|$]|~~|(?<!\w)_|_(?!\w)|(?<=\])(?=\()|^(?=[#+-]+\s)")
+NUMBERED = re.compile(r"^(\d+)(?=[.)]\s)")
 
 
 def duration(seconds: float) -> str:
@@ -26,7 +27,8 @@ def markdown(text: object) -> Ready:
         return text
     line = re.sub(r"\s+", " ", str(text))
     line = re.sub(r"&(?=#?\w+;)", "&amp;", line).replace("<", "&lt;").replace(">", "&gt;")
-    return Ready(SPECIAL.sub(lambda found: "\\" + "\\".join(found[0]) if found[0] else "\\", line))
+    line = SPECIAL.sub(lambda found: "\\" + "\\".join(found[0]) if found[0] else "\\", line)
+    return Ready(NUMBERED.sub(r"\1\\", line))  # only a sign can be escaped, not a digit
 
 
 def code(text: object) -> Ready:
