@@ -6,6 +6,7 @@ Shapes: B batch, T characters, H hidden.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -16,6 +17,7 @@ from ln import LSTM, RNN, FastWeights, NormConfig
 from ln.suite.config import Recipe
 from ln.suite.data import Source, resolve, retrieval
 from ln.suite.errors import Mistake
+from ln.suite.showing.figures import new_figure, save
 from ln.suite.task import Shuffled, Task, wrong
 
 EVALUATION_BATCH = 2000
@@ -102,3 +104,21 @@ class AssociativeRetrieval(Task):
             norms += states[[0, -1]].norm(dim=2).double().sum(1).cpu()
         first, last = (norms / len(digits)).tolist()
         return {"nll": nll / len(digits), "error": 100 * errors / len(digits), "norm_first": first, "norm_last": last}
+
+    def draw(self, folder: Path) -> None:
+        """stability.png: the size of the hidden state after each character, with the norm and, of the same weights,
+        without."""
+        if self.recipe.seed != 0 or self.recipe.model.unit != "fast" or not self.recipe.norm.traits.normalizes:
+            return
+        norm, no_norm = self.recipe.norm.traits, NormConfig("none")
+        bare = Retriever(self.recipe.model, no_norm).to(self.device)
+        bare.load_state_dict({name: self.model.state_dict()[name] for name in bare.state_dict()})
+        strings = self.strings["test"][:EVALUATION_BATCH]
+        figure, axes = new_figure(1, width=4.5, height=3.0)
+        shown = (bare, "the same weights, no norm", no_norm.traits), (self.model, norm.label, norm)
+        for model, label, traits in shown:
+            sizes = model(strings)[1].double().norm(dim=2).mean(1).cpu()
+            axes[0, 0].plot(range(1, len(sizes) + 1), sizes, marker="o", markersize=3, label=label, color=traits.colour)
+        axes[0, 0].set(yscale="log", xlabel="characters read", ylabel="norm of the hidden state")
+        axes[0, 0].legend(frameon=False)
+        save(figure, folder / "stability.png", vectors=False)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -188,3 +189,14 @@ def test_units_are_known(recipe: Callable[..., Recipe]) -> None:
     with torch.no_grad():
         found = task.evaluate("valid")
     assert set(found) == {"nll", "error", "norm_first", "norm_last"}
+
+
+def test_the_picture_of_stability_is_the_layer_norm_s_alone(tmp_path: Path) -> None:
+    for norm, drawn in (("layer", ["stability.png"]), ("none", [])):
+        made = recipe("experiment=associative_retrieval", f"norm={norm}", "profile=smoke", "data=embedded")
+        task = AssociativeRetrieval(made, AssociativeRetrieval.find("embedded"), torch.device("cpu"))
+        folder = tmp_path / norm
+        folder.mkdir()
+        with torch.no_grad():
+            task.draw(folder)
+        assert [path.name for path in folder.iterdir()] == drawn
