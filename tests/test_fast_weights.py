@@ -191,7 +191,7 @@ def test_units_are_known(recipe: Callable[..., Recipe]) -> None:
     assert set(found) == {"nll", "error", "norm_first", "norm_last"}
 
 
-def test_the_picture_of_stability_is_the_layer_norm_s_alone(tmp_path: Path) -> None:
+def test_stability_is_pictured_where_there_is_a_norm(recipe: Callable[..., Recipe], tmp_path: Path) -> None:
     for norm, drawn in (("layer", ["stability.png"]), ("none", [])):
         made = recipe("experiment=associative_retrieval", f"norm={norm}", "profile=smoke", "data=embedded")
         task = AssociativeRetrieval(made, AssociativeRetrieval.find("embedded"), torch.device("cpu"))
