@@ -21,7 +21,7 @@ from ln.kernels.torch.sites import (
     chunks,
     part,
     previous,
-    product_for,
+    product,
     stacked,
     summed,
     tanh_,
@@ -45,11 +45,10 @@ class _Group:
             None if bias is None else bias[columns],
         )
         self.given = setup.given_for(term, columns)
-        self.product = product_for(weight)
 
     def forward(self, values: Tensor, valid: Tensor | None, given: Saved | None) -> tuple[Tensor, Tensor, Saved]:
         """values (..., m) -> summed inputs (..., n), their normalized form, and what the norm's backward needs."""
-        z = self.product(values.flatten(0, -2), self.weight.t())
+        z = product(values.flatten(0, -2), self.weight.t())
         if self.inner is not None:
             z += self.inner
         z = z.view(*values.shape[:-1], z.shape[-1])
@@ -71,7 +70,7 @@ class _Group:
         d_z_new, gain, bias = self.norm.backward(d_y, z, saved, valid, d_z is None, True)
         d_z = d_z_new if d_z is None else d_z
         assert d_z is not None
-        weight, d_values = affine_gradients(self.product, d_z, values, self.weight, needs)
+        weight, d_values = affine_gradients(d_z, values, self.weight, needs)
         return weight, gain, bias, (None if self.inner is None else d_z.sum((0, 1))), d_values
 
 
@@ -186,7 +185,6 @@ class GRULayer:
                 z_gates, _, _ = self.h_gates.norm.backward(d_gates[t], act.zh[0][t], saved_gates, valid_t, True, False)
                 z_n, _, _ = self.h_n.norm.backward(d_hn[t], act.zh[1][t], saved_n, valid_t, True, False)
                 d_zh.append((z_gates, z_n))
-                product = self.h_gates.product
                 d_h = kept_h.add_(product(z_gates, self.h_gates.weight)).add_(product(z_n, self.h_n.weight))
             d_zh_gates, d_zh_n = (torch.stack(pieces[::-1]) for pieces in zip(*d_zh, strict=True))
             at = slice(start, end)

@@ -20,7 +20,7 @@ from ln.kernels.torch.sites import (
     chunks,
     part,
     previous,
-    product_for,
+    product,
     stacked,
     summed,
     told_apart,
@@ -50,11 +50,10 @@ class LSTMLayer:
         self.norm_h = setup.site("recurrent", p.gain_hh, None)
         self.norm_c = setup.site("cell", p.gain_c, p.bias_c)
         self.given_x, self.given_h, self.given_c = (setup.given_for(name) for name in ("ih", "hh", "c"))
-        self.product = product_for(p.weight_hh)
 
     def from_inputs(self, x: Tensor, start: int, end: int) -> tuple[Tensor, Tensor, Saved]:
         """The input term of a stretch at once: summed inputs and normalized ones (t, B, G)."""
-        z = self.product(x[start:end].flatten(0, 1), self.p.weight_ih.t())
+        z = product(x[start:end].flatten(0, 1), self.p.weight_ih.t())
         z = z.view(end - start, x.shape[1], z.shape[1])
         if self.p.inner_bias_ih is not None:
             z += self.p.inner_bias_ih
@@ -85,7 +84,7 @@ class LSTMLayer:
             )
             for t, (a, g, out_t, h_t, c_t) in enumerate(steps, start):
                 valid = None if self.setup.valid is None else self.setup.valid[t]
-                z = self.product(h, weight)
+                z = product(h, weight)
                 y, saved = self.norm_h.forward(z, valid, part(self.given_h, t))
                 a += y
                 g *= 2
@@ -121,7 +120,7 @@ class LSTMLayer:
         zx, gates, saved_x = self.from_inputs(x, start, end)
         at = slice(start, end)
         valid = None if self.setup.valid is None else self.setup.valid[at]
-        zh = self.product(before.flatten(0, 1), self.p.weight_hh.t()).view_as(gates)
+        zh = product(before.flatten(0, 1), self.p.weight_hh.t()).view_as(gates)
         y, saved_h = self.norm_h.forward(zh, valid, part(self.given_h, at))
         gates += y
         gates.chunk(4, -1)[2].mul_(2)
@@ -178,7 +177,7 @@ class LSTMLayer:
                 torch.ops.aten.sigmoid_backward.grad_input(a, s, grad_input=a)
                 z, _, _ = self.norm_h.backward(a, act.zh[t], saved_h, valid_t, True, False)
                 d_zh.append(z)
-                d_h = self.product(z, p.weight_hh)
+                d_h = product(z, p.weight_hh)
             d_z_all = torch.stack(d_zh[::-1])
             self._accumulate(grads, act, d_a, d_z_all, d_out, before, cells[start:end], valid)
             d_x_part = self._input_gradients(grads, act, d_a, x[start:end], valid, needs_x)
@@ -201,7 +200,7 @@ class LSTMLayer:
         valid: Tensor | None,
     ) -> None:
         """Add a stretch's share of the gradients of the recurrent weights and of the recurrent and cell norms."""
-        d_weight, _ = affine_gradients(self.product, d_z, before, self.p.weight_hh, False)
+        d_weight, _ = affine_gradients(d_z, before, self.p.weight_hh, False)
         _, gain, _ = self.norm_h.backward(d_a, act.zh, act.saved_h, valid, False, True)
         _, gain_c, bias_c = self.norm_c.backward(d_out, cells, act.saved_c, valid, False, True)
         for name, value in (("weight_hh", d_weight), ("gain_hh", gain), ("gain_c", gain_c), ("bias_c", bias_c)):
@@ -219,7 +218,7 @@ class LSTMLayer:
         """Add a stretch's share of the gradients of the input term; -> that of x."""
         d_z, gain, bias = self.norm_x.backward(d_a, act.zx, act.saved_x, valid, True, True)
         assert d_z is not None
-        d_weight, d_x = affine_gradients(self.product, d_z, x, self.p.weight_ih, needs_x)
+        d_weight, d_x = affine_gradients(d_z, x, self.p.weight_ih, needs_x)
         inner = d_z.sum((0, 1)) if self.p.inner_bias_ih is not None else None
         terms = {"weight_ih": d_weight, "gain_ih": gain, "bias_ih": bias, "bias_hh": bias, "inner_bias_ih": inner}
         for name, value in terms.items():

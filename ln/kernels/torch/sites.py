@@ -31,30 +31,39 @@ def _onednn(a: Tensor, b: Tensor) -> Tensor:
     return product
 
 
+# Multiplications in a product. Below the first MKL is taken: a call of oneDNN's operator costs 15 us besides the work,
+# which takes about as long. From the second on the trial is one at the size of many steps at once.
+_SMALL, _LARGE = 1 << 20, 1 << 23
+
+
 @functools.cache
-def _cpu_product() -> Callable[[Tensor, Tensor], Tensor]:
-    """The faster of torch.mm (MKL, which holds back on CPUs that are not Intel's) and oneDNN, by a trial of
-    milliseconds."""
+def _cpu_product(large: bool) -> Callable[[Tensor, Tensor], Tensor]:
+    """The faster of torch.mm (MKL, which holds back on CPUs that are not Intel's) and oneDNN for products of about this
+    size, by a trial of milliseconds."""
     built: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     if not (built and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
         return _mm
-    values, weight, gates = torch.ones(128, 512), torch.ones(1024, 512), torch.ones(128, 1024)
+    B, H, G = (128, 512, 1024) if large else (32, 128, 512)
+    values, weight, gates = torch.ones(B, H), torch.ones(G, H), torch.ones(B, G)
     pairs = ((values, weight.t()), (gates, weight), (values.t(), gates))  # forward, backward, weight gradient
     best: dict[Callable[[Tensor, Tensor], Tensor], float] = {}
     for _ in range(6):
-        for product in (_mm, _onednn):
+        for multiply in (_mm, _onednn):
             start = time.perf_counter()
             for a, b in pairs:
-                product(a, b)
-            best[product] = min(best.get(product, math.inf), time.perf_counter() - start)
+                multiply(a, b)
+            best[multiply] = min(best.get(multiply, math.inf), time.perf_counter() - start)
     # Where the two are as fast as each other within the noise of so short a trial, oneDNN is the better on the other
     # shapes.
     return _mm if best[_mm] < 0.9 * best[_onednn] else _onednn
 
 
-def product_for(x: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """The function (a, b) -> a @ b to use for matrices like x."""
-    return _cpu_product() if x.device.type == "cpu" and x.dtype == torch.float32 else _mm
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b, on the CPU by the faster library for matrices of this size."""
+    size = a.shape[0] * b.numel()
+    if size < _SMALL or a.dtype != torch.float32 or a.device.type != "cpu":
+        return torch.mm(a, b)
+    return _cpu_product(size >= _LARGE)(a, b)
 
 
 def tanh_(x: Tensor) -> Tensor:
@@ -264,15 +273,13 @@ def added(total: Tensor | None, term: Tensor | None) -> Tensor | None:
     return total if term is None else (term if total is None else total.add_(term))
 
 
-def affine_gradients(
-    product: Callable[[Tensor, Tensor], Tensor], d_z: Tensor, values: Tensor, weight: Tensor, needs_values: bool
-) -> tuple[Tensor, Tensor | None]:
+def affine_gradients(d_z: Tensor, values: Tensor, weight: Tensor, needs_values: bool) -> tuple[Tensor, Tensor | None]:
     """Gradients of weight (n, m) and, if needed, of values (t, B, m), from that of values @ weight^T (t, B, n)."""
     flat = d_z.flatten(0, 1)
     # values^T d_z and not its transpose: the layout that oneDNN multiplies fastest. Where the result is narrow, oneDNN
     # adds up thousands of rows one after another, and MKL is the more exact.
     narrow = values.shape[-1] < 16
-    d_weight = (_mm if narrow else product)(values.flatten(0, 1).t(), flat).t()
+    d_weight = (torch.mm if narrow else product)(values.flatten(0, 1).t(), flat).t()
     return d_weight, product(flat, weight).view_as(values) if needs_values else None
 
 
