@@ -2,7 +2,7 @@
 
 import argparse
 
-from ln.suite.errors import Mistake, fail
+from ln.suite.errors import Mistake, fail, results_folder
 from ln.suite.showing.compare import compare, in_words
 from ln.suite.showing.onward import onward
 from ln.suite.showing.page.compare import write_comparison
@@ -10,8 +10,10 @@ from ln.suite.showing.page.compare import write_comparison
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("theirs", nargs="?", help="a results folder, such as one that RESULTS= named")
-    parser.add_argument("--results", default="results")
+    parser.add_argument(
+        "theirs", nargs="?", type=results_folder, help="a results folder, such as one that RESULTS= named"
+    )
+    parser.add_argument("--results", default="results", type=results_folder)
     arguments = parser.parse_args()
     try:
         if arguments.theirs is None:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from ln.suite.errors import Mistake, fail
+from ln.suite.errors import Mistake, fail, results_folder
 from ln.suite.runs.tracking import entity
 from ln.suite.showing.onward import onward
 from ln.suite.showing.workspaces import chosen, save, write_json
@@ -13,7 +13,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("group", nargs="?", help="a claims file, such as mnist; all by default")
     parser.add_argument("--profile", default="laptop")
-    parser.add_argument("--results", default="results")
+    parser.add_argument("--results", default="results", type=results_folder)
     parser.add_argument("--dry-run", type=Path, metavar="FOLDER", help="write the JSON there and send nothing")
     arguments = parser.parse_args()
     try:

@@ -4,7 +4,7 @@ fetch and prepare what may be fetched (DATA=substitute: what stands in for the o
 import argparse
 
 from ln.suite.config import CONFIGS
-from ln.suite.errors import Mistake, fail
+from ln.suite.errors import Mistake, fail, results_folder
 from ln.suite.showing.onward import onward
 from ln.suite.sweeps.data import fetch, table
 
@@ -13,7 +13,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("group", nargs="?", help="an experiment with claims; without one, the table of all")
     parser.add_argument("--data", default="auto", choices=("auto", "original", "substitute"))
-    parser.add_argument("--results", default="results")
+    parser.add_argument("--results", default="results", type=results_folder)
     given = parser.parse_args(arguments)
     try:
         if given.group:

@@ -4,7 +4,7 @@ with ONLY=<name>, print one of them."""
 import argparse
 from pathlib import Path
 
-from ln.suite.errors import Mistake, fail
+from ln.suite.errors import Mistake, fail, results_folder
 from ln.suite.files import write_text
 from ln.suite.judging.findings import finding, findings
 from ln.suite.showing.findings import in_full, page, short_list
@@ -13,7 +13,7 @@ from ln.suite.showing.onward import onward
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", default="results")
+    parser.add_argument("--results", default="results", type=results_folder)
     parser.add_argument("--only", metavar="NAME", help="print this one and write nothing")
     arguments = parser.parse_args()
     folder = Path(arguments.results)

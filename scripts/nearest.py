@@ -5,7 +5,7 @@ import argparse
 from experiments.skip_thoughts.task import finished
 from ln.norms import NORMS
 from ln.suite.data.books import words_of
-from ln.suite.errors import Mistake, fail
+from ln.suite.errors import Mistake, fail, results_folder
 from ln.suite.runs.folder import run_folder
 
 
@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=5, help="so many sentences")
     parser.add_argument("--profile", default="laptop")
     parser.add_argument("--seed", type=int, default=0, help="of the run")
-    parser.add_argument("--results", default="results")
+    parser.add_argument("--results", default="results", type=results_folder)
     arguments = parser.parse_args()
     try:
         if arguments.count < 1:

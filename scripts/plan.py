@@ -5,7 +5,7 @@ import argparse
 from collections import Counter
 from collections.abc import Sequence
 
-from ln.suite.errors import Mistake, fail
+from ln.suite.errors import Mistake, fail, results_folder
 from ln.suite.judging.claims import load_claims
 from ln.suite.judging.power import POWER, planned
 from ln.suite.showing.onward import onward
@@ -21,7 +21,7 @@ def main() -> None:
     parser.add_argument("--profile", default="laptop")
     parser.add_argument("--norms")
     parser.add_argument("--seeds")
-    parser.add_argument("--results", default="results")
+    parser.add_argument("--results", default="results", type=results_folder)
     parser.add_argument("--until", help="only so much of each run: a share such as 0.1, 20epochs, 5000steps")
     arguments = parser.parse_args()
     group, profile = arguments.group, arguments.profile

@@ -32,7 +32,7 @@ from ln.kernels import BACKENDS
 from ln.norms import NORMS
 from ln.parameters import NormalizedRecurrence
 from ln.suite.config import CONFIGS, Recipe, imported, recipe_of
-from ln.suite.errors import Mistake, fail
+from ln.suite.errors import Mistake, fail, results_folder
 from ln.suite.files import write_text
 from ln.suite.overrides import check_choices, for_hydra, not_composed, quoted, words
 from ln.suite.runs.device import ask_for, backends_of, device_of
@@ -283,7 +283,7 @@ def draw(found: dict[str, Any], path: Path) -> Path:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("experiment", nargs="?", default="=", help="such as order_embeddings")
-    parser.add_argument("--results", default="results")
+    parser.add_argument("--results", default="results", type=results_folder)
     parser.add_argument("words", nargs="*", metavar="overrides", help="Hydra overrides, such as norm=none device=cuda")
     parser.add_argument("--overrides", default="", help="the same, as one text of words")
     given = parser.parse_intermixed_args(arguments)

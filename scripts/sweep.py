@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ln.suite.config import Recipe, names
-from ln.suite.errors import Mistake, fail
+from ln.suite.errors import Mistake, fail, results_folder
 from ln.suite.overrides import check_overrides, words
 from ln.suite.runs.folder import INTERRUPTED
 from ln.suite.showing.onward import onward
@@ -26,7 +26,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--profile", default="laptop")
     parser.add_argument("--norms", help="comma list; the claims' own by default")
     parser.add_argument("--seeds", help="comma list; the claims' own by default")
-    parser.add_argument("--results", default="results")
+    parser.add_argument("--results", default="results", type=results_folder)
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, such as train.epochs=3 device=cuda")
     parser.add_argument("--overrides", dest="more", default="", help="the same, as one text of words")
     return parser

@@ -2,14 +2,14 @@
 
 import argparse
 
-from ln.suite.errors import Mistake, fail
+from ln.suite.errors import Mistake, fail, results_folder
 from ln.suite.showing.onward import onward
 from ln.suite.showing.tables import write_tables
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", default="results")
+    parser.add_argument("--results", default="results", type=results_folder)
     arguments = parser.parse_args()
     try:
         print(*write_tables(arguments.results), onward("tables"), sep="\n")

@@ -2,7 +2,7 @@
 
 import argparse
 
-from ln.suite.errors import Mistake, fail
+from ln.suite.errors import Mistake, fail, results_folder
 from ln.suite.showing.onward import onward
 from ln.suite.showing.report import conclude, terminal_table
 
@@ -11,7 +11,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("group")
     parser.add_argument("--profile", default="laptop")
-    parser.add_argument("--results", default="results")
+    parser.add_argument("--results", default="results", type=results_folder)
     arguments = parser.parse_args()
     try:
         verdicts, figure = conclude(arguments.group, arguments.profile, arguments.results)

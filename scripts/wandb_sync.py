@@ -3,7 +3,7 @@ them; with --offline, the missing ones on this machine only, for `make dashboard
 
 import argparse
 
-from ln.suite.errors import Mistake, fail
+from ln.suite.errors import Mistake, fail, results_folder
 from ln.suite.runs.tracking import has_key, open_leet, rebuild, unmirrored
 from ln.suite.showing.onward import onward
 from ln.suite.showing.published_runs import published_runs, upload
@@ -11,7 +11,7 @@ from ln.suite.showing.published_runs import published_runs, upload
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--results", default="results")
+    parser.add_argument("--results", default="results", type=results_folder)
     parser.add_argument("--offline", action="store_true", help="make the copies that are missing here; upload nothing")
     arguments = parser.parse_args()
     orders = unmirrored(arguments.results, everything=not arguments.offline)

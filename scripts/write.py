@@ -7,7 +7,7 @@ import torch
 
 from experiments.handwriting.task import finished, picture_written
 from ln.norms import NORMS
-from ln.suite.errors import Mistake, fail
+from ln.suite.errors import Mistake, fail, results_folder
 from ln.suite.runs.folder import run_folder
 
 
@@ -19,7 +19,7 @@ def main() -> None:
     parser.add_argument("--profile", default="laptop")
     parser.add_argument("--seed", type=int, default=0, help="of the run")
     parser.add_argument("--draw", type=int, default=0, help="seed of the drawing; another gives another hand")
-    parser.add_argument("--results", default="results")
+    parser.add_argument("--results", default="results", type=results_folder)
     parser.add_argument("--out", type=Path, default=Path("written.png"))
     arguments = parser.parse_args()
     try:

@@ -1,5 +1,6 @@
 """What a user types: paths that are paths, overrides that are read as meant, and refusals that name their key."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -261,3 +262,18 @@ def test_what_hydra_cannot_read_is_named() -> None:
 
 def test_the_settings_of_every_recipe_are_known_without_one() -> None:
     assert {"train.epochs", "norm.sites", "device"} <= set(settings_of_every_recipe())
+
+
+@pytest.mark.parametrize("command", ["compare", "data", "findings", "plan", "report", "reproduce", "table", "verdict"])
+def test_a_path_that_can_be_no_folder_is_refused_by_every_command(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    group = ["mnist"] if command in ("plan", "reproduce", "verdict") else []
+    for path, why in ((tmp_path / ("a" * 300), "File name too long"), (loop, "Too many levels of symbolic links")):
+        monkeypatch.setattr(sys, "argv", [command, *group, f"--results={path}"])
+        with pytest.raises(SystemExit) as stopped:
+            importlib.import_module(f"scripts.{command}").main()
+        assert stopped.value.code == 2
+        assert capsys.readouterr().err.splitlines()[-1].endswith(why)
