@@ -106,7 +106,7 @@ def test_files_are_made_once_and_whole() -> None:
         yield from made
         raise OSError("disk")
 
-    with pytest.raises(OSError, match="disk"):
+    with pytest.raises(Mistake, match="disk"):
         prepared("broken", failing)
     assert prepared("broken", once).words == first.words  # nothing half-made was left to be taken for whole
     assert len(calls) == 2
