@@ -186,7 +186,8 @@ def arranged(figure: Figure, runs: dict[str, Runs]) -> tuple[list[tuple[Panel, b
     """
     panels = [panel for panel in figure.panels if has_runs(panel, runs) or any(published_in(panel))] or figure.panels
     columns = min(figure.columns or MOST_COLUMNS, len(panels))
-    apart = [panel for panel in panels if not comes_into(panel, runs)]
+    # Pairs first: no panel of published curves alone comes between the two of a pair at the end of a row.
+    apart = sorted((p for p in panels if not comes_into(p, runs)), key=lambda panel: not has_runs(panel, runs))
     if not apart:
         return [(panel, True, "") for panel in panels], columns
     published, measured = (
