@@ -112,7 +112,8 @@ class AssociativeRetrieval(Task):
             return
         norm, no_norm = self.recipe.norm.traits, NormConfig("none")
         bare = Retriever(self.recipe.model, no_norm).to(self.device)
-        bare.load_state_dict({name: self.model.state_dict()[name] for name in bare.state_dict()})
+        weights = self.model.state_dict()
+        bare.load_state_dict({name: weights[name] for name in bare.state_dict()})
         strings = self.strings["test"][:EVALUATION_BATCH]
         figure, axes = new_figure(1, width=4.5, height=3.0)
         shown = (bare, "the same weights, no norm", no_norm.traits), (self.model, norm.label, norm)

@@ -75,17 +75,16 @@ def errors(s: Tensor, v: Tensor, symmetric: bool) -> Tensor:
     """(S, V) errors of sentences (S, H) and images (V, H): order violations, or for `symmetric` minus the cosine."""
     if symmetric:
         return -(s @ v.t())
-    threads = torch.get_num_threads()
     evaluation = not torch.is_grad_enabled() and len(s) * len(v) * s.shape[1] >= LARGE
-    return (
-        threaded(s, v, threads) if evaluation and s.device.type == "cpu" and threads > 1 else OrderViolation.apply(s, v)
-    )
+    if evaluation and s.device.type == "cpu" and torch.get_num_threads() > 1:
+        return threaded(s, v)
+    return OrderViolation.apply(s, v)
 
 
-def threaded(s: Tensor, v: Tensor, threads: int) -> Tensor:
+def threaded(s: Tensor, v: Tensor) -> Tensor:
     """The order violations (S, V) of a large evaluation, a part of the sentences to each thread: sharing out every
     small block among the threads would have them wait for each other."""
-    errors = s.new_empty(len(s), len(v))
+    errors, threads = s.new_empty(len(s), len(v)), torch.get_num_threads()
     part = -(-len(s) // threads)
     torch.set_num_threads(1)
     try:

@@ -19,7 +19,7 @@ from ln.suite.judging.stats import Interval, difference, mean_interval, quotient
 from ln.suite.judging.verdicts import NOT_RUN, WORDS, Verdict, judge_runs
 from ln.suite.runs.read import Runs, Seeds, load_runs
 from ln.suite.showing.figures import X_LABELS, mean_curve, new_figure
-from ln.suite.showing.panels import MOST_COLUMNS, draw_curves, legend_columns, of_panel
+from ln.suite.showing.panels import MOST_COLUMNS, draw_curves, legend_columns, legend_handles, of_panel
 from ln.suite.showing.report import groups
 from ln.suite.showing.ticks import plain_ticks
 
@@ -309,8 +309,7 @@ def figure(compared: Compared) -> Drawing | None:
             draw_curves(axis, runs, panel.metric, panel.x, f", {side.name}", **style)
         axis.set(title=panel.title, ylabel=panel.label, xlabel=panel.xlabel or X_LABELS[panel.x])
         plain_ticks(axis)
-    handles = {label: handle for axis in drawing.axes
-               for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}  # fmt: skip
+    handles = legend_handles(drawing)
     drawing.legend(handles.values(), handles.keys(), loc="outside lower center",
                    ncols=legend_columns(list(handles), float(drawing.get_size_inches()[0])))  # fmt: skip
     return drawing

@@ -201,12 +201,17 @@ def arranged(figure: Figure, runs: dict[str, Runs]) -> tuple[list[tuple[Panel, b
     return [*pairs, *others], min(len(pairs) + len(others), MOST_COLUMNS)
 
 
+def legend_handles(figure: Drawing) -> dict[str, Any]:
+    """What the axes of a figure show, once for each label."""
+    return {
+        label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+
+
 def _legend(figure: Drawing, panels: Iterable[Panel]) -> None:
     """One entry for each norm, and for each with a panel's second curves, dashed where only a published curve shows it;
     and one for all published curves."""
-    handles: dict[str, Any] = {
-        label: handle for axis in figure.axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
+    handles = legend_handles(figure)
     published = [(panel, curve.key.norm, second) for panel in panels for curve, second in published_in(panel)]
     for panel, norm, second in published:
         if norm in NORMS:
