@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
+from ln.kernels import gate
+
 
 def packed_like(given: PackedSequence, output: Tensor, lengths: Tensor) -> PackedSequence:
     """The output (T, B, n) of rows of `lengths` (B), packed in the order of the sequence that was given."""
@@ -47,7 +49,5 @@ def checked_lengths(lengths: Tensor | Sequence[int], T: int, B: int, beyond: str
     if beyond is not None:
         return lengths.to(torch.int64)
     lengths = lengths.to("cpu", torch.int64)
-    low, high = (int(value) for value in lengths.aminmax()) if B else (T, T)
-    if low < 0 or high > T:
-        raise ValueError(f"lengths must lie in 0 ... T = {T}, but range over {low} ... {high}")
+    low, _ = gate.length_range(lengths, T) if B else (T, T)
     return None if low == T else lengths

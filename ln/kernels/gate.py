@@ -117,6 +117,14 @@ def reference_gradients(
     return result
 
 
+def length_range(lengths: Tensor, T: int) -> tuple[int, int]:
+    """The least and the greatest of some lengths (B), B > 0; a GPU is waited for. ValueError: outside 0 ... T."""
+    low, high = (int(value) for value in lengths.aminmax())
+    if low < 0 or high > T:
+        raise ValueError(f"lengths must lie in 0 ... T = {T}, but range over {low} ... {high}")
+    return low, high
+
+
 def check_call(
     backend: str,
     cell: str,

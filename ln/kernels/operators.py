@@ -80,9 +80,7 @@ def _apart(tensors: list[Tensor]) -> list[Tensor]:
 def _sequence(tensors: list[Tensor], lengths: Tensor | None, given: list[Tensor], *settings: Any) -> list[Tensor]:
     op = _Operation.of(tensors, lengths, given, settings)
     if lengths is not None and lengths.device.type == "cpu":  # elsewhere the check would wait for the device
-        low, high = (int(value) for value in lengths.aminmax())
-        if low < 0 or high > len(op.x):
-            raise ValueError(f"lengths must lie in 0 ... T = {len(op.x)}, but range over {low} ... {high}")
+        gate.length_range(lengths, len(op.x))
     return _apart(op.module.forward(op.call, op.x, op.h0, op.c0, op.p))
 
 
