@@ -4,7 +4,7 @@ from importlib import metadata
 
 import ln.convert as convert
 from ln.cells import GRUCell, LSTMCell, RNNCell
-from ln.fast_weights import FastState, FastWeights
+from ln.fast_weights import FastState, FastWeights, FastWeightsCell
 from ln.norms import NormConfig
 from ln.parameters import recompute_statistics
 from ln.rnn import GRU, LSTM, RNN
@@ -20,6 +20,7 @@ __all__ = [
     "RNN",
     "FastState",
     "FastWeights",
+    "FastWeightsCell",
     "GRUCell",
     "LSTMCell",
     "NormConfig",

@@ -37,7 +37,92 @@ class FastState(NamedTuple):
     A: Tensor  # (B, H, H) fast weights
 
 
-class FastWeights(nn.Module):
+class _FastWeights(nn.Module):
+    """Slow weights, norm and one step of both modules."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        decay: float,
+        rate: float,
+        inner_steps: int,
+        nonlinearity: str,
+        norm: str | NormConfig,
+        identity: float,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        checks.size("input_size", input_size)
+        checks.size("hidden_size", hidden_size)
+        checks.size("inner_steps", inner_steps)
+        checks.share("decay", decay)
+        if not 0 <= rate < math.inf:
+            raise ValueError(f"rate={rate} must be finite and not negative")
+        if nonlinearity not in _NONLINEARITIES:
+            raise ValueError(f"nonlinearity={nonlinearity} is unknown; choose one of {', '.join(_NONLINEARITIES)}")
+        self.norm = NormConfig.of(norm)
+        traits = self.norm.traits
+        if traits.reparameterizes or traits.axis == "batch":
+            raise ValueError(f"norm={self.norm.name} does not fit fast weights; choose one over the layer's own units")
+        self.input_size, self.hidden_size = input_size, hidden_size
+        self.decay, self.rate, self.inner_steps = decay, rate, inner_steps
+        self.nonlinearity, self.identity = nonlinearity, identity
+
+        def parameter(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+
+        self.weight_ih, self.weight_hh = parameter(hidden_size, input_size), parameter(hidden_size, hidden_size)
+        self.bias = parameter(hidden_size)
+        self.normalize = traits.make(hidden_size, eps=self.norm.eps).to(device=device, dtype=dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Back to the initial weights that `FastWeights` describes."""
+        bound = 1 / math.sqrt(self.hidden_size)
+        with torch.no_grad():
+            for parameter in (self.weight_ih, self.bias):
+                parameter.uniform_(-bound, bound)
+            self.weight_hh.copy_(self.identity * torch.eye(self.hidden_size))
+            if self.norm.traits.normalizes:
+                self.normalize.reset_parameters()  # type: ignore[operator]
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.input_size}, {self.hidden_size}, decay={self.decay}, rate={self.rate}, "
+            f"inner_steps={self.inner_steps}, nonlinearity={self.nonlinearity}"
+        )
+
+    def _drive(self, x: Tensor) -> Tensor:
+        """x (..., D) -> C x + b (..., H)."""
+        return F.linear(x, self.weight_ih, self.bias)
+
+    def _step(self, drive: Tensor, h: Tensor, recall: Callable[[Tensor], Tensor]) -> Tensor:
+        """drive (B, H) = C x(t) + b, h (B, H) -> h(t+1) (B, H); recall: h_s (B, H) -> A(t) h_s."""
+        f = _NONLINEARITIES[self.nonlinearity]
+        sustained = drive + F.linear(h, self.weight_hh)
+        h = f(sustained)
+        for _ in range(self.inner_steps):
+            h = f(self.normalize(sustained + recall(h)))
+        return h
+
+    def _matrix_step(self, drive: Tensor, h: Tensor, A: Tensor) -> FastState:
+        """drive and h (B, H), A (B, H, H) -> both after this step."""
+        now = self._step(drive, h, lambda v: torch.einsum("bij,bj->bi", A, v))
+        return FastState(now, self.decay * A + self.rate * now[:, :, None] * now[:, None, :])
+
+    def _checked_state(self, state: FastState, B: int) -> tuple[Tensor, Tensor]:
+        H = self.hidden_size
+        h, A = state
+        if h.shape != (B, H) or A.shape != (B, H, H):
+            raise ValueError(
+                f"state must be h {(B, H)} and A {(B, H, H)}, but is h {tuple(h.shape)} and A {tuple(A.shape)}"
+            )
+        return h, A
+
+
+class FastWeights(_FastWeights):
     """A layer of `hidden_size` units with fast weights over sequences (T, B, D), or (B, T, D) with batch_first.
 
     Slow weights: weight_hh (H, H) starts as `identity` times the identity, weight_ih (H, D) and bias (H) uniform in
@@ -79,48 +164,13 @@ class FastWeights(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        super().__init__()
-        checks.size("input_size", input_size)
-        checks.size("hidden_size", hidden_size)
-        checks.size("inner_steps", inner_steps)
-        checks.share("decay", decay)
-        if not 0 <= rate < math.inf:
-            raise ValueError(f"rate={rate} must be finite and not negative")
-        if nonlinearity not in _NONLINEARITIES:
-            raise ValueError(f"nonlinearity={nonlinearity} is unknown; choose one of {', '.join(_NONLINEARITIES)}")
         if form not in _FORMS:
             raise ValueError(f"form={form} is unknown; choose one of {', '.join(_FORMS)}")
-        self.norm = NormConfig.of(norm)
-        traits = self.norm.traits
-        if traits.reparameterizes or traits.axis == "batch":
-            raise ValueError(f"norm={self.norm.name} does not fit fast weights; choose one over the layer's own units")
-        self.input_size, self.hidden_size, self.batch_first = input_size, hidden_size, batch_first
-        self.decay, self.rate, self.inner_steps = decay, rate, inner_steps
-        self.nonlinearity, self.form, self.identity = nonlinearity, form, identity
-
-        def parameter(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-
-        self.weight_ih, self.weight_hh = parameter(hidden_size, input_size), parameter(hidden_size, hidden_size)
-        self.bias = parameter(hidden_size)
-        self.normalize = traits.make(hidden_size, eps=self.norm.eps).to(device=device, dtype=dtype)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Back to the initial weights that the class describes."""
-        bound = 1 / math.sqrt(self.hidden_size)
-        with torch.no_grad():
-            for parameter in (self.weight_ih, self.bias):
-                parameter.uniform_(-bound, bound)
-            self.weight_hh.copy_(self.identity * torch.eye(self.hidden_size))
-            if self.norm.traits.normalizes:
-                self.normalize.reset_parameters()  # type: ignore[operator]
+        super().__init__(input_size, hidden_size, decay, rate, inner_steps, nonlinearity, norm, identity, device, dtype)
+        self.form, self.batch_first = form, batch_first
 
     def extra_repr(self) -> str:
-        return (
-            f"{self.input_size}, {self.hidden_size}, decay={self.decay}, rate={self.rate}, "
-            f"inner_steps={self.inner_steps}, nonlinearity={self.nonlinearity}, form={self.form}"
-        )
+        return f"{super().extra_repr()}, form={self.form}"
 
     def forward(
         self, input: Tensor, state: FastState | None = None, lengths: Tensor | Sequence[int] | None = None
@@ -136,7 +186,7 @@ class FastWeights(nn.Module):
         else:
             h, A = self._checked_state(state, B)
         run = self._attention if self._attends(T) else self._matrix
-        outputs, state = run(F.linear(x, self.weight_ih, self.bias), h, A, valid)
+        outputs, state = run(self._drive(x), h, A, valid)
         return (outputs.transpose(0, 1) if self.batch_first else outputs), state
 
     def _attends(self, T: int) -> bool:
@@ -144,22 +194,12 @@ class FastWeights(nn.Module):
             return self.inner_steps * T < (self.inner_steps + 1) * self.hidden_size
         return self.form == "attention"
 
-    def _step(self, drive: Tensor, h: Tensor, recall: Callable[[Tensor], Tensor]) -> Tensor:
-        """drive (B, H) = C x(t) + b, h (B, H) -> h(t+1) (B, H); recall: h_s (B, H) -> A(t) h_s."""
-        f = _NONLINEARITIES[self.nonlinearity]
-        sustained = drive + F.linear(h, self.weight_hh)
-        h = f(sustained)
-        for _ in range(self.inner_steps):
-            h = f(self.normalize(sustained + recall(h)))
-        return h
-
     def _matrix(self, drive: Tensor, h: Tensor, A: Tensor | None, valid: Tensor | None) -> tuple[Tensor, FastState]:
         T, B, H = drive.shape
         A = drive.new_zeros(B, H, H) if A is None else A
         outputs = []
         for t in range(T):
-            now = self._step(drive[t], h, lambda v, A=A: torch.einsum("bij,bj->bi", A, v))  # type: ignore[misc]
-            written = self.decay * A + self.rate * now[:, :, None] * now[:, None, :]
+            now, written = self._matrix_step(drive[t], h, A)
             if valid is None:
                 h, A = now, written
                 outputs.append(now)
@@ -209,15 +249,6 @@ class FastWeights(nn.Module):
             raise ValueError(f"input must be {shape} with T > 0 and D = {self.input_size}, but is {found}")
         return x.shape[0], x.shape[1]
 
-    def _checked_state(self, state: FastState, B: int) -> tuple[Tensor, Tensor]:
-        H = self.hidden_size
-        h, A = state
-        if h.shape != (B, H) or A.shape != (B, H, H):
-            raise ValueError(
-                f"state must be h {(B, H)} and A {(B, H, H)}, but is h {tuple(h.shape)} and A {tuple(A.shape)}"
-            )
-        return h, A
-
     @staticmethod
     def _valid(lengths: Tensor | Sequence[int] | None, x: Tensor) -> Tensor | None:
         """(T, B, 1): which steps of x (T, B, D) count; None where all do."""
@@ -226,3 +257,42 @@ class FastWeights(nn.Module):
         if given is None:
             return None
         return (torch.arange(T, device=x.device)[:, None] < given.to(x.device))[..., None]
+
+
+class FastWeightsCell(_FastWeights):
+    """One step of `FastWeights`, for models whose input depends on their own state; parameters and errors as there.
+
+    forward(input, state=None) -> (h, A): input (B, D); state: h (B, H) and A (B, H, H), zeros if None.
+
+    >>> cell, state = FastWeightsCell(8, 16), None
+    >>> for x in torch.randn(5, 3, 8):
+    ...     state = cell(x, state)
+    >>> state.h.shape, state.A.shape
+    (torch.Size([3, 16]), torch.Size([3, 16, 16]))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        decay: float = 0.95,
+        rate: float = 0.5,
+        inner_steps: int = 1,
+        nonlinearity: str = "relu",
+        norm: str | NormConfig = "layer",
+        identity: float = 0.05,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, decay, rate, inner_steps, nonlinearity, norm, identity, device, dtype)
+
+    def forward(self, input: Tensor, state: FastState | None = None) -> FastState:
+        if input.dim() != 2 or input.shape[1] != self.input_size:
+            raise ValueError(f"input must be (B, D) with D = {self.input_size}, but is {tuple(input.shape)}")
+        B, H = input.shape[0], self.hidden_size
+        if state is None:
+            h, A = input.new_zeros(B, H), input.new_zeros(B, H, H)
+        else:
+            h, A = self._checked_state(state, B)
+        return self._matrix_step(self._drive(input), h, A)

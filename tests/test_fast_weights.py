@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from experiments.associative_retrieval import AssociativeRetrieval, Retriever, Settings
-from ln import FastState, FastWeights, NormConfig
+from ln import FastState, FastWeights, FastWeightsCell, NormConfig
 from ln.suite.config import Recipe
 from ln.suite.data import retrieval
 from ln.suite.errors import Mistake
@@ -76,6 +76,20 @@ def test_two_calls_are_one_long_call() -> None:
     assert torch.allclose(end.A, last.A, rtol=0, atol=1e-13)
 
 
+def test_the_cell_is_one_step_of_the_layer() -> None:
+    m, x = layer("attention"), torch.randn(T, B, D).double()
+    cell = FastWeightsCell(D, H, decay=0.9, rate=0.3, inner_steps=2, nonlinearity="tanh").double()
+    cell.load_state_dict(m.state_dict())
+    state, steps = None, []
+    for input in x:
+        state = cell(input, state)
+        steps.append(state.h)
+    outputs, last = m(x)
+    assert state is not None
+    assert torch.allclose(torch.stack(steps), outputs, rtol=0, atol=1e-13)
+    assert torch.allclose(state.A, last.A, rtol=0, atol=1e-13)
+
+
 def test_a_padded_row_is_as_if_it_were_alone() -> None:
     for form in ("attention", "matrix"):
         m, x = layer(form), torch.randn(T, B, D).double()
@@ -135,6 +149,8 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
     "input": (lambda: FastWeights(D, H)(torch.zeros(T, B, D + 1)), "input must be (T, B, D)"),
     "no steps": (lambda: FastWeights(D, H)(torch.zeros(0, B, D)), "T > 0"),
     "state": (lambda: FastWeights(D, H)(torch.zeros(T, B, D), state((B, H), (B, H))), "state must be h"),
+    "cell input": (lambda: FastWeightsCell(D, H)(torch.zeros(B, D + 1)), "input must be (B, D)"),
+    "cell state": (lambda: FastWeightsCell(D, H)(torch.zeros(B, D), state((B, H), (B, H))), "state must be h"),
     "lengths": (lambda: FastWeights(D, H)(torch.zeros(T, B, D), lengths=torch.tensor([1, 2, 9])), "lengths must lie"),
     "float lengths": (lambda: FastWeights(D, H)(torch.zeros(T, B, D), lengths=torch.ones(B)), "integers"),
 }
