@@ -29,6 +29,7 @@ _OURS: dict[type[nn.Module], Any] = {
 _OPTIONS = ("bias", "num_layers", "batch_first", "dropout", "bidirectional", "nonlinearity", "proj_size")
 # haste has i, g, f, o and z, r, n; here it is torch's i, f, g, o and r, z, n.
 _HASTE_LSTM, _HASTE_GRU = (0, 2, 1, 3), (1, 0, 2)
+_CONTRIB_GATES = ("input", "forget", "transform", "output")  # i, f, g, o; the kernel's are i, g, f, o
 
 
 def from_torch(module: nn.Module, norm: str | NormConfig = "none", **options: Any) -> Any:
@@ -96,20 +97,17 @@ def from_haste(weights: Mapping[str, Tensor], **options: Any) -> LSTM | GRU:
         raise ValueError(f"{known}; but these are {', '.join(weights)}")
     order = _HASTE_LSTM if kind == "LayerNormLSTM" else _HASTE_GRU
 
-    def gates(value: Tensor) -> Tensor:
-        pieces = value.chunk(len(order))
-        return torch.cat([pieces[n] for n in order])
-
     values = {
-        "weight_ih": gates(weights["kernel"].t()),
-        "weight_hh": gates(weights["recurrent_kernel"].t()),
-        "bias_ih": gates(weights["bias"]),
-        "bias_hh": gates(weights.get("recurrent_bias", torch.zeros_like(weights["bias"]))),
-        "gain_ih": gates(weights["gamma"][0]),
-        "gain_hh": gates(weights["gamma"][1]),
+        "weight_ih": weights["kernel"].t(),
+        "weight_hh": weights["recurrent_kernel"].t(),
+        "bias_ih": weights["bias"],
+        "bias_hh": weights.get("recurrent_bias", torch.zeros_like(weights["bias"])),
+        "gain_ih": weights["gamma"][0],
+        "gain_hh": weights["gamma"][1],
     }
+    values = {name: _ordered(value, order) for name, value in values.items()}
     if kind == "LayerNormGRU":
-        return _filled(GRU, values, NormConfig(joint_gates=True), options)
+        return _filled(GRU, values, NormConfig(gates="joint"), options)
     values |= {"gain_c": weights["gamma_h"], "bias_c": weights["beta_h"]}
     return _filled(LSTM, values, NormConfig(), options)
 
@@ -150,11 +148,66 @@ def from_tfa(weights: Mapping[str, Tensor], eps: float = 1e-3, **options: Any) -
     return _filled(LSTM, values, NormConfig(eps=eps, carry_normalized=True), options)
 
 
+def from_tf_contrib(weights: Mapping[str, Tensor], forget_bias: float = 1.0, **options: Any) -> LSTM:
+    """The LSTM that computes what TensorFlow 1's contrib.rnn.LayerNormBasicLSTMCell computes, over a sequence.
+
+    weights, by their names in the cell's scope: kernel (D + H, 4H), and gamma and beta (H) of input, transform, forget,
+    output and state, as tensors. Statistics are of each gate's W [x, h], eps is 1e-12. Dropout is of training and not
+    carried over. options: those of `LSTM`.
+
+    ValueError: other names.
+    """
+    names = ["kernel", *(f"{norm}/{kind}" for norm in (*_CONTRIB_GATES, "state") for kind in ("gamma", "beta"))]
+    if set(weights) != set(names):
+        raise ValueError(f"contrib's LayerNormBasicLSTMCell has {', '.join(names)}, but these are {', '.join(weights)}")
+    H = len(weights["state/gamma"])
+    weight = _ordered(weights["kernel"].t(), (0, 2, 1, 3))
+    gain, bias = (torch.cat([weights[f"{gate}/{kind}"] for gate in _CONTRIB_GATES]) for kind in ("gamma", "beta"))
+    bias[H : 2 * H] += forget_bias
+    values = {"weight_ih": weight[:, :-H], "weight_hh": weight[:, -H:], "gain_ih": gain, "bias_ih": bias}
+    values |= {"bias_hh": torch.zeros_like(bias), "gain_c": weights["state/gamma"], "bias_c": weights["state/beta"]}
+    norm = NormConfig(sites=("sum", "cell"), eps=1e-12, gates="each", carry_normalized=True)
+    return _filled(LSTM, values, norm, options)
+
+
+def from_dreamer(weights: Mapping[str, Tensor], eps: float = 1e-3, update_bias: float = -1.0, **options: Any) -> GRU:
+    """The GRU that computes what the GRUCell of DreamerV2, and of DreamerV3 in PyTorch, computes over a sequence.
+
+    weights: its state dict in PyTorch: _layer.weight (3H, D + H), _layer.bias (3H) where it has one, _norm.weight and
+    _norm.bias (3H); layers.GRU_linear and layers.GRU_norm are the same. Of Keras' weights _layer.weight is the kernel
+    transposed. Its update gate is 1 - z here, so that z takes the negative of that gate's gain and bias, update_bias
+    included. options: those of `GRU`.
+
+    ValueError: other names.
+    """
+    renamed = [name.replace("layers.GRU_linear", "_layer").replace("layers.GRU_norm", "_norm") for name in weights]
+    given = dict(zip(renamed, weights.values(), strict=True))
+    names = ("_layer.weight", "_norm.weight", "_norm.bias")
+    if set(given) - {"_layer.bias"} != set(names):
+        raise ValueError(f"Dreamer's GRUCell has {', '.join(names)}, but these are {', '.join(weights)}")
+    H = len(given["_norm.bias"]) // 3
+    weight, gain, bias = (_ordered(given[name], (0, 2, 1)) for name in names)
+    bias[H : 2 * H] += update_bias
+    for value in (gain, bias):
+        value[H : 2 * H].neg_()
+    values = {"weight_ih": weight[:, :-H], "weight_hh": weight[:, -H:], "gain_ih": gain, "bias_ih": bias}
+    values["bias_hh"] = torch.zeros_like(bias)
+    if inner := "_layer.bias" in given:
+        values["inner_bias_ih"] = _ordered(given["_layer.bias"], (0, 2, 1))
+    return _filled(GRU, values, NormConfig(sites=("sum",), eps=eps, inner_bias=inner, gates="joint"), options)
+
+
+def _ordered(value: Tensor, order: tuple[int, ...]) -> Tensor:
+    """The gates of a value (G, ...) in another order."""
+    pieces = value.chunk(len(order))
+    return torch.cat([pieces[n] for n in order])
+
+
 @torch.no_grad()
 def _filled(kind: type[_Layer], values: dict[str, Tensor], norm: NormConfig, options: dict[str, Any]) -> _Layer:
     """A layer of these parameters, given without their suffix."""
     one = values["weight_ih"]
     layer = kind(one.shape[1], values["weight_hh"].shape[1], norm=norm, device=one.device, dtype=one.dtype, **options)
-    for name, value in values.items():
-        layer.get_parameter(f"{name}_l0").copy_(value)
+    # Shapes and names are checked here: weights of one direction would leave more layers as they were drawn.
+    layer.load_state_dict({f"{name}_l0": value for name, value in values.items()})
     return layer

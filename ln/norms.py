@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-SITES = ("input", "recurrent", "cell", "sum")
+SITES = ("input", "recurrent", "sum", "cell")
 CELL_SITES = {
-    "lstm": ("input", "recurrent", "cell"),
-    "gru": ("input", "recurrent"),
+    "lstm": ("input", "recurrent", "sum", "cell"),
+    "gru": ("input", "recurrent", "sum"),
     "rnn": ("input", "recurrent", "sum"),
 }
-_DEFAULT_SITES = CELL_SITES | {"rnn": ("sum",)}
+_DEFAULT_SITES = {"lstm": ("input", "recurrent", "cell"), "gru": ("input", "recurrent"), "rnn": ("sum",)}
+_SHARING = {"lstm": (4,), "gru": (2, 1), "rnn": (1,)}  # the gates that share statistics in the paper
 
 
 class Statistics(NamedTuple):
@@ -155,12 +156,16 @@ def get(name: str) -> Normalization:
     return NORMS[name]
 
 
-def refusal(cfg: NormConfig, implemented: Collection[Statistics]) -> str | None:
-    """Why a backend that implements these statistics cannot run the norm, or None."""
+def refusal(cell: str, cfg: NormConfig, implemented: Collection[Statistics]) -> str | None:
+    """Why a backend that implements these statistics cannot run a cell ("lstm", "gru" or "rnn") with the norm, or
+    None."""
     traits = cfg.traits
-    for option in ("carry_normalized", "joint_gates"):
-        if getattr(cfg, option):
-            return f"it does not implement {option}"
+    if cfg.carry_normalized:
+        return "it does not implement carry_normalized"
+    if cfg.gates is not None:
+        return f"it does not implement gates={cfg.gates}"
+    if cell != "rnn" and "sum" in cfg.sites_for(cell):
+        return f"it does not implement the site 'sum' in the {cell}"
     if not traits.normalizes or traits.statistics in implemented:
         return None
     return f"it does not implement norm={cfg.name}, {traits.statistics}"
@@ -172,14 +177,15 @@ class NormConfig:
 
     name: of an entry of `NORMS`.
     sites: which terms are normalized; None means the cell's default: LSTM (input, recurrent, cell), GRU (input,
-        recurrent), RNN (sum). ("cell",) is the LSTM of the paper's DRAW model; "sum" is equation 4.
+        recurrent), RNN (sum). ("cell",) is the LSTM of the paper's DRAW model. "sum" is of W_ih x + W_hh h, in place of
+        input and recurrent, as in equation 4; in the GRU r then multiplies the candidate's whole sum.
     eps: added to the variance, inside the root. gain_init: None means the norm's own, 1.0, or 0.1 for batch norm.
     inner_bias: normalize W_ih x + inner_bias_ih in place of W_ih x, so that statistics over the features keep a scalar
-        input's grey level.
+        input's grey level; in "sum" too.
     carry_normalized: in the LSTM the normalized cell state is the one carried on, as in TensorFlow Addons and fastrnns;
         the paper carries it on un-normalized.
-    joint_gates: in the GRU statistics over all 3H summed inputs of a term, as in haste; the paper takes those of (r, z)
-        and of n apart.
+    gates: which gates share statistics over the features: "joint" is all, as in haste's GRU, "each" none, as in
+        TensorFlow's contrib; None means the paper's: all in the LSTM, (r, z) in the GRU.
     max_steps, momentum: steps with batch statistics of their own, and the weight of a new batch in their average.
 
     >>> NormConfig("layer", sites=("cell",), gain_init=0.1).sites
@@ -194,7 +200,7 @@ class NormConfig:
     max_steps: int = 1024
     momentum: float = 0.1
     carry_normalized: bool = False
-    joint_gates: bool = False
+    gates: str | None = None
 
     def __post_init__(self) -> None:
         get(self.name)
@@ -207,8 +213,8 @@ class NormConfig:
                 raise ValueError(
                     f"norm={self.name} normalizes no summed inputs, so sites={self.sites} has no meaning; leave it out"
                 )
-            if "sum" in self.sites and len(self.sites) > 1:
-                raise ValueError(f"sites={self.sites}: 'sum' stands alone, since it replaces input and recurrent")
+            if "sum" in self.sites and {"input", "recurrent"} & set(self.sites):
+                raise ValueError(f"sites={self.sites}: 'sum' stands in place of input and recurrent, not beside them")
         if not (math.isfinite(self.eps) and self.eps >= 0):
             raise ValueError(f"eps={self.eps} must be a finite number >= 0")
         if self.gain_init is not None and not math.isfinite(self.gain_init):
@@ -219,8 +225,10 @@ class NormConfig:
             raise ValueError(
                 f"carry_normalized has no meaning without a normalized cell state, and norm={self.name} has none"
             )
-        if self.joint_gates and self.traits.axis != "features":
-            raise ValueError(f"joint_gates is of statistics over the features; norm={self.name} has no use for it")
+        if self.gates not in (None, "joint", "each"):
+            raise ValueError(f"gates={self.gates!r} is unknown; choose 'joint' or 'each', or leave it out")
+        if self.gates is not None and self.traits.axis != "features":
+            raise ValueError(f"gates is of statistics over the features; norm={self.name} has no use for it")
         if self.max_steps < 1:
             raise ValueError(f"max_steps={self.max_steps} must be at least 1")
         if not 0 < self.momentum <= 1:
@@ -252,17 +260,26 @@ class NormConfig:
         such site."""
         if not self.traits.normalizes:
             return ()
-        for option, other in (("carry_normalized", "lstm"), ("joint_gates", "gru")):
-            if getattr(self, option) and cell != other:
-                raise ValueError(f"{option} is an option of the {other}, not of the {cell}")
+        if self.carry_normalized and cell != "lstm":
+            raise ValueError(f"carry_normalized is an option of the lstm, not of the {cell}")
+        if self.gates is not None and cell == "rnn":
+            raise ValueError("gates is an option of the lstm and the gru; the rnn has only one")
         sites = _DEFAULT_SITES[cell] if self.sites is None else self.sites
         for site in sites:
             if site not in CELL_SITES[cell]:
                 raise ValueError(f"site {site!r} does not exist in {cell}; choose from {', '.join(CELL_SITES[cell])}")
         if self.carry_normalized and "cell" not in sites:
             raise ValueError("carry_normalized needs the site 'cell'; add it to sites or leave out the option")
-        if self.inner_bias and "input" not in sites:
+        if self.gates is not None and not set(sites) - {"cell"}:
+            raise ValueError(f"gates={self.gates} is of summed inputs, and sites={sites} normalizes none")
+        if self.inner_bias and not {"input", "sum"} & set(sites):
             raise ValueError(
-                f"inner_bias enters the normalization of the site 'input', but {cell} normalizes {', '.join(sites)}"
+                f"inner_bias enters the normalization of the site 'input' or 'sum', but {cell} normalizes "
+                f"{', '.join(sites)}"
             )
         return sites
+
+    def gate_groups(self, cell: str) -> tuple[int, ...]:
+        """How many gates, in their order, share statistics over the features."""
+        paper = _SHARING[cell]
+        return {"joint": (sum(paper),), "each": (1,) * sum(paper), None: paper}[self.gates]

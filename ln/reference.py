@@ -25,7 +25,7 @@ class Params(NamedTuple):
     weight_hh: Tensor  # (G, H)
     bias_ih: Tensor | None = None  # (G)
     bias_hh: Tensor | None = None  # (G)
-    gain_ih: Tensor | None = None  # (G); in the RNN the gain of the sum where the sum is normalized
+    gain_ih: Tensor | None = None  # (G); the gain of the sum where the sum is normalized
     gain_hh: Tensor | None = None  # (G)
     gain_c: Tensor | None = None  # (H)
     bias_c: Tensor | None = None  # (H)
@@ -35,7 +35,7 @@ class Params(NamedTuple):
 class Stats(NamedTuple):
     """Batch statistics of each step (biased variances); None where a site is not normalized. One step has T = 1."""
 
-    mean_ih: Tensor | None = None  # (T, G); in the RNN the statistics of the sum where the sum is normalized
+    mean_ih: Tensor | None = None  # (T, G); the statistics of the sum where the sum is normalized
     var_ih: Tensor | None = None
     mean_hh: Tensor | None = None  # (T, G)
     var_hh: Tensor | None = None
@@ -67,22 +67,24 @@ def batch_statistics(z: Tensor, valid: Tensor | None, centred: bool = True) -> t
 
 
 class _Step:
-    """What the sites of one step share: the norm, the rows that count, and statistics given or used (by name of the
-    site)."""
+    """What the sites of one step share: the norm, the rows that count, how many units share statistics over the
+    features, and statistics given or used (by name of the site)."""
 
-    def __init__(self, cfg: NormConfig, cell: str, valid: Tensor | None, given: Stats | None) -> None:
+    def __init__(self, cfg: NormConfig, cell: str, valid: Tensor | None, given: Stats | None, H: int) -> None:
         self.cfg, self.sites, self.valid, self.given = cfg, cfg.sites_for(cell), valid, given
+        self.widths = [gates * H for gates in cfg.gate_groups(cell)]
         self.used: dict[str, Tensor] = {}
 
-    def normalize(self, z: Tensor, site: str, name: str, gain: Tensor | None, split: int = 0) -> Tensor:
-        """z (B, n) normalized and scaled by gain (n) if the site is on, else z. `split` > 0: z[:, :split] has
-        statistics of its own (over the features, in the GRU)."""
+    def normalize(self, z: Tensor, site: str, name: str, gain: Tensor | None) -> Tensor:
+        """z (B, n) normalized and scaled by gain (n) if the site is on, else z."""
         if site not in self.sites:
             return z
         assert gain is not None
         if self.cfg.traits.axis == "features":
-            parts = zip(z.tensor_split([split], -1), gain.tensor_split([split]), strict=True) if split else [(z, gain)]
             norm = layer_norm if self.cfg.traits.centred else rms_norm
+            if site == "cell" or len(self.widths) == 1:
+                return norm(z, gain, self.cfg.eps)
+            parts = zip(torch.split(z, self.widths, -1), torch.split(gain, self.widths), strict=True)
             return torch.cat([norm(part, part_gain, self.cfg.eps) for part, part_gain in parts], -1)
         if self.given is None:
             mean, var = batch_statistics(z, self.valid, self.cfg.traits.centred)
@@ -105,38 +107,47 @@ def _plus(z: Tensor, *biases: Tensor | None) -> Tensor:
     return z
 
 
+def _terms(x: Tensor, h: Tensor, p: Params, s: _Step) -> tuple[Tensor, Tensor]:
+    """W_ih x and W_hh h (B, G), each normalized where its site is on."""
+    input = s.normalize(_summed_inputs(x, p.weight_ih, p.inner_bias_ih), "input", "ih", p.gain_ih)
+    return input, s.normalize(_summed_inputs(h, p.weight_hh), "recurrent", "hh", p.gain_hh)
+
+
+def _sum(x: Tensor, h: Tensor, p: Params, s: _Step) -> Tensor:
+    """The sum of both terms and its biases (B, G); with the site "sum" LN(W_ih x + W_hh h) and the biases."""
+    input, recurrent = _terms(x, h, p, s)
+    return _plus(s.normalize(input + recurrent, "sum", "ih", p.gain_ih), p.bias_ih, p.bias_hh)
+
+
 def _lstm(x: Tensor, h: Tensor, c: Tensor, p: Params, s: _Step) -> tuple[Tensor, Tensor]:
-    """Equations 20 to 22: statistics over all 4H gates at once, separately for input and recurrent terms; c is carried
-    un-normalized and normalized only on its way to h. With `carry_normalized` c' = LN(f c + i g) is carried on, and
-    h' = o tanh(c')."""
-    input = _plus(s.normalize(_summed_inputs(x, p.weight_ih, p.inner_bias_ih), "input", "ih", p.gain_ih), p.bias_ih)
-    recurrent = _plus(s.normalize(_summed_inputs(h, p.weight_hh), "recurrent", "hh", p.gain_hh), p.bias_hh)
-    i, f, g, o = (input + recurrent).chunk(4, -1)  # eq 20
+    """Equations 20 to 22: statistics over all 4H gates at once, or with gates="each" over H of each gate, separately
+    for input and recurrent terms; c is carried un-normalized and normalized only on its way to h. With
+    `carry_normalized` c' = LN(f c + i g) is carried on, and h' = o tanh(c')."""
+    i, f, g, o = _sum(x, h, p, s).chunk(4, -1)  # eq 20
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()  # eq 21
     normalized = _plus(s.normalize(c, "cell", "c", p.gain_c), p.bias_c)
     return o.sigmoid() * normalized.tanh(), normalized if s.cfg.carry_normalized else c  # eq 22
 
 
 def _gru(x: Tensor, h: Tensor, p: Params, s: _Step) -> Tensor:
-    """Equations 26 to 28 with torch's sign of z: statistics over (r, z) together and over n, per term, or with
-    `joint_gates` over (r, z, n) together; r multiplies the normalized recurrent term."""
-    split = 0 if s.cfg.joint_gates else 2 * h.shape[-1]
-    input = s.normalize(_summed_inputs(x, p.weight_ih, p.inner_bias_ih), "input", "ih", p.gain_ih, split)
-    recurrent = s.normalize(_summed_inputs(h, p.weight_hh), "recurrent", "hh", p.gain_hh, split)
-    (r, z, n), (hr, hz, hn) = _plus(input, p.bias_ih).chunk(3, -1), _plus(recurrent, p.bias_hh).chunk(3, -1)
-    r, z = (r + hr).sigmoid(), (z + hz).sigmoid()  # eq 26
-    n = (n + r * hn).tanh()  # eq 27
+    """Equations 26 to 28 with torch's sign of z: statistics over (r, z) together and over n, per term, or with `gates`
+    over (r, z, n) together or each by itself; r multiplies the normalized recurrent term. With the site "sum"
+    (r, z, n) = LN(W_ih x + W_hh h), and r multiplies all of n: n' = tanh(r n)."""
+    if "sum" in s.sites:
+        r, z, n = _sum(x, h, p, s).chunk(3, -1)
+        n = (r.sigmoid() * n).tanh()
+    else:
+        input, recurrent = _terms(x, h, p, s)
+        (r, z, n), (hr, hz, hn) = _plus(input, p.bias_ih).chunk(3, -1), _plus(recurrent, p.bias_hh).chunk(3, -1)
+        r, z = r + hr, z + hz  # eq 26
+        n = (n + r.sigmoid() * hn).tanh()  # eq 27
+    z = z.sigmoid()
     return (1 - z) * n + z * h  # eq 28
 
 
 def _rnn(x: Tensor, h: Tensor, p: Params, s: _Step, nonlinearity: str) -> Tensor:
     """Equation 4: the sum of both terms normalized once; with the sites input and recurrent, each term by itself."""
-    input, recurrent = _summed_inputs(x, p.weight_ih, p.inner_bias_ih), _summed_inputs(h, p.weight_hh)
-    input, recurrent = (
-        s.normalize(input, "input", "ih", p.gain_ih),
-        s.normalize(recurrent, "recurrent", "hh", p.gain_hh),
-    )
-    a = _plus(s.normalize(input + recurrent, "sum", "ih", p.gain_ih), p.bias_ih, p.bias_hh)
+    a = _sum(x, h, p, s)
     return a.tanh() if nonlinearity == "tanh" else a.relu()
 
 
@@ -155,7 +166,7 @@ def _scan(
     outputs, used = [], []
 
     def one(x_t: Tensor, valid: Tensor | None, given: Stats | None, *state: Tensor) -> tuple[Any, ...]:
-        s = _Step(cfg, cell, valid, given)
+        s = _Step(cfg, cell, valid, given, state[0].shape[-1])
         return step(x_t, *state, s), s.stats()
 
     for t, x_t in enumerate(x.unbind()):  # a trace of this loop refuses sequences of another length

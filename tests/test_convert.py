@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from ln import LSTM, NormConfig, convert
+from ln import GRU, LSTM, RNN, NormConfig, convert, kernels
 
 
 @pytest.mark.parametrize("norm", ["none", "weight"])
@@ -53,6 +53,8 @@ def test_weights_that_do_not_fit() -> None:
         (convert.from_haste, "haste's LayerNormLSTM has beta_h"),
         (convert.from_fastrnns, "fastrnns' LayerNormLSTMCell has weight_ih"),
         (convert.from_tfa, "tfa's LayerNormLSTMCell has kernel"),
+        (convert.from_tf_contrib, "contrib's LayerNormBasicLSTMCell has kernel"),
+        (convert.from_dreamer, "Dreamer's GRUCell has _layer.weight"),
     ):
         with pytest.raises(ValueError, match=said):
             function({"kernel": torch.ones(3, 20)})
@@ -159,18 +161,106 @@ def test_layer_norm_lstm_of_tensorflow_addons() -> None:
     _judge(convert.from_tfa(w), step, 2)
 
 
+CONTRIB_GATES = ("input", "transform", "forget", "output")
+
+
+def test_layer_norm_lstm_of_tensorflow_contrib() -> None:
+    norms = {f"{name}/{kind}": (H,) for name in (*CONTRIB_GATES, "state") for kind in ("gamma", "beta")}
+    w = _random(kernel=(D + H, 4 * H), **norms)
+
+    def norm(z: Tensor, name: str) -> Tensor:
+        return F.layer_norm(z, (H,), w[f"{name}/gamma"], w[f"{name}/beta"], 1e-12)
+
+    def step(x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        h, c = state
+        gates = (torch.cat([x, h], -1) @ w["kernel"]).chunk(4, -1)
+        i, j, f, o = (norm(z, name) for z, name in zip(gates, CONTRIB_GATES, strict=True))
+        c = norm(c * (f + 1).sigmoid() + i.sigmoid() * j.tanh(), "state")
+        return c.tanh() * o.sigmoid(), c
+
+    _judge(convert.from_tf_contrib(w), step, 2)
+
+
+def test_values_of_tensorflow_contrib_s_own_test() -> None:
+    """Two cells with kernels of 0.5: the values that its test suite expects."""
+    w = {"kernel": torch.full((4, 8), 0.5)}
+    w |= {f"{name}/gamma": torch.ones(2) for name in (*CONTRIB_GATES, "state")}
+    w |= {f"{name}/beta": torch.zeros(2) for name in (*CONTRIB_GATES, "state")}
+    layer, x = convert.from_tf_contrib(w), torch.ones(1, 1, 2)
+    for h, c in (([0.2, 0.3], [0.0, 0.1]), ([0.6, 0.7], [0.4, 0.5])):
+        x, (_, last) = layer(x, (torch.tensor([[h]]), torch.tensor([[c]])))
+        torch.testing.assert_close(x, torch.tensor([[[-0.38079708, 0.38079708]]]))
+        torch.testing.assert_close(last, torch.tensor([[[-1.0, 1.0]]]))
+
+
+@pytest.mark.parametrize(
+    ("names", "bias"), [(("_layer", "_norm"), True), (("layers.GRU_linear", "layers.GRU_norm"), False)]
+)
+def test_layer_norm_gru_of_dreamer(names: tuple[str, str], bias: bool) -> None:
+    linear, normalize = nn.Linear(D + H, 3 * H, bias).double(), nn.LayerNorm(3 * H, eps=1e-3).double()
+    for parameter in normalize.parameters():
+        nn.init.normal_(parameter)
+
+    def step(x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        (h,) = state
+        reset, candidate, update = normalize(linear(torch.cat([x, h], -1))).chunk(3, -1)
+        update = (update - 1).sigmoid()
+        return (update * (reset.sigmoid() * candidate).tanh() + (1 - update) * h,)
+
+    modules = zip(names, (linear, normalize), strict=True)
+    w = {f"{name}.{key}": value for name, module in modules for key, value in module.state_dict().items()}
+    _judge(convert.from_dreamer(w), step, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "norm", "said"),
+    [
+        (LSTM, NormConfig(carry_normalized=True), "carry_normalized"),
+        (LSTM, NormConfig(gates="each"), "gates=each"),
+        (GRU, NormConfig(gates="joint"), "gates=joint"),
+        (LSTM, NormConfig(sites=("sum",)), "the site 'sum' in the lstm"),
+        (GRU, NormConfig("batch", sites=("sum",)), "the site 'sum' in the gru"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_fast_backends_refuse_variants_by_name(kind: type, norm: NormConfig, said: str, backend: str) -> None:
+    if backend == "native" and kernels.load(backend).available():
+        pytest.skip("no compiler")
+    with pytest.raises(RuntimeError, match=f"backend={backend} cannot run .*: it does not implement {said}; ask for"):
+        kind(D, H, norm=norm, backend=backend)(torch.randn(T, B, D))
+    layer = kind(D, H, norm=norm)
+    layer(torch.randn(T, B, D))
+    assert layer.backend_used == "reference"
+
+
 def test_variants_are_refused_where_they_have_no_meaning() -> None:
-    with pytest.raises(RuntimeError, match=r"backend=torch cannot run .*: it does not implement carry_normalized"):
-        LSTM(D, H, norm=NormConfig(carry_normalized=True), backend="torch")(torch.randn(T, B, D))
-    with pytest.raises(ValueError, match="joint_gates is an option of the gru, not of the lstm"):
-        LSTM(D, H, norm=NormConfig(joint_gates=True))
+    with pytest.raises(ValueError, match="carry_normalized is an option of the lstm, not of the gru"):
+        GRU(D, H, norm=NormConfig(carry_normalized=True))
+    with pytest.raises(ValueError, match="gates is an option of the lstm and the gru; the rnn has only one"):
+        RNN(D, H, norm=NormConfig(gates="each"))
     with pytest.raises(ValueError, match="carry_normalized needs the site 'cell'"):
         LSTM(D, H, norm=NormConfig(sites=("input",), carry_normalized=True))
     with pytest.raises(ValueError, match="norm=none has none"):
         NormConfig("none", carry_normalized=True)
-    with pytest.raises(ValueError, match="joint_gates is of statistics over the features"):
-        NormConfig("batch", joint_gates=True)
+    with pytest.raises(ValueError, match="gates is of statistics over the features"):
+        NormConfig("batch", gates="joint")
+    with pytest.raises(ValueError, match="gates=True is unknown; choose 'joint' or 'each', or leave it out"):
+        NormConfig(gates=True)
+    with pytest.raises(ValueError, match=r"gates=each is of summed inputs, and sites=\('cell',\) normalizes none"):
+        LSTM(D, H, norm=NormConfig(sites=("cell",), gates="each"))
     assert "carry_normalized=True" in repr(LSTM(D, H, norm=NormConfig(carry_normalized=True)))
+    assert "gates='joint'" in repr(GRU(D, H, norm=NormConfig(gates="joint")))
+
+
+def test_weights_of_one_direction_fill_no_more_than_that() -> None:
+    w = _random(
+        kernel=(D, 4 * H), recurrent_kernel=(H, 4 * H), bias=(4 * H,), gamma=(2, 4 * H), gamma_h=(H,), beta_h=(H,)
+    )
+    for options in ({"num_layers": 2}, {"bidirectional": True}, {"bias": False}):
+        with pytest.raises(RuntimeError, match=r"(Missing|Unexpected) key"):
+            convert.from_haste(w, **options)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        convert.from_haste(w | {"bias": torch.zeros(4)})
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")

@@ -161,6 +161,8 @@ def test_every_subset_of_sites(name: str, cell: str, sites: tuple[str, ...]) -> 
 def test_inner_bias(name: str, cell: str, D: int) -> None:
     cfg = NormConfig(name, sites=CELL_SITES[cell], inner_bias=True)
     check(Problem(cell, cfg, 4, 5, D, 20, ragged=True))
+    if cell == "rnn":
+        check(Problem(cell, NormConfig(name, inner_bias=True), 4, 5, D, 20, ragged=True))
 
 
 @pytest.mark.parametrize("T", [1, 6])

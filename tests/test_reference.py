@@ -207,6 +207,51 @@ def test_lstm_is_not_the_wrong_placement(state: tuple[torch.Tensor, ...], varian
     different(output[1], wrong_h)
 
 
+@pytest.mark.parametrize(
+    ("variant", "options"),
+    [
+        ("statistics per gate", {"gates": "each"}),
+        ("normalized cell carried on", {"carry_normalized": True}),
+        ("sum normalized once", {"sites": ("sum", "cell")}),
+        ("paper", {"gates": "joint"}),
+    ],
+)
+def test_an_lstm_with_the_option_is_the_other_placement(
+    state: tuple[torch.Tensor, ...], variant: str, options: dict[str, Any]
+) -> None:
+    cfg = NormConfig(**options)
+    p = random_params("lstm", cfg, D, H)
+    h, c, _ = lstm_step(*state, p, cfg)
+    for found, expected in zip((h, c), np_lstm(*state, p, variant), strict=True):
+        equal(found, expected)
+
+
+@pytest.mark.parametrize(("variant", "gates"), [("statistics per gate", "each"), ("all gates together", "joint")])
+def test_a_gru_with_the_option_is_the_other_placement(
+    state: tuple[torch.Tensor, ...], variant: str, gates: str
+) -> None:
+    x, h, _ = state
+    cfg = NormConfig(gates=gates)
+    p = random_params("gru", cfg, D, H)
+    equal(gru_step(x, h, p, cfg)[0], np_gru(x, h, p, variant))
+
+
+@pytest.mark.parametrize("gates", [None, "each", "joint"])
+def test_reset_multiplies_the_whole_candidate_where_the_sum_is_normalized(
+    state: tuple[torch.Tensor, ...], gates: str | None
+) -> None:
+    x, h, _ = state
+    cfg = NormConfig(sites=("sum",), inner_bias=True, gates=gates)
+    p = random_params("gru", cfg, D, H)
+    w = arrays(p)
+    z = x.numpy() @ w["weight_ih"].T + h.numpy() @ w["weight_hh"].T + w["inner_bias_ih"]
+    cuts = {None: [2 * H], "each": [H, 2 * H], "joint": []}[gates]
+    a = np.hstack([normalized(part, 1) for part in np.split(z, cuts, axis=1)]) * w["gain_ih"]
+    r, u, n = np.hsplit(a + w["bias_ih"] + w["bias_hh"], 3)
+    u = sigmoid(u)
+    equal(gru_step(x, h, p, cfg)[0], (1 - u) * np.tanh(sigmoid(r) * n) + u * h.numpy())
+
+
 def test_eq26_gru_gates_share_one_statistic_and_the_candidate_has_its_own(state: tuple[torch.Tensor, ...]) -> None:
     x, h, _ = state
     p = random_params("gru", LAYER, D, H)
@@ -327,24 +372,33 @@ def _differentiable(cell: str, cfg: NormConfig, recompute: bool) -> tuple[object
     return run, [v.requires_grad_() for v in inputs]
 
 
-CONFIGS = [
-    NormConfig("none"),
-    NormConfig("layer", eps=0.1),
-    NormConfig("rms", eps=0.1),
-    NormConfig("batch", eps=0.1),
+VARIANTS = [
+    ("lstm", NormConfig(eps=0.1, carry_normalized=True)),
+    ("lstm", NormConfig(sites=("sum", "cell"), eps=0.1, gates="each")),
+    ("gru", NormConfig(eps=0.1, gates="joint")),
+    ("gru", NormConfig("rms", eps=0.1, gates="each")),
+    ("gru", NormConfig(sites=("sum",), eps=0.1, inner_bias=True)),
+    ("gru", NormConfig("batch", sites=("sum",), eps=0.1)),
 ]
+CASES = [
+    *(
+        (cell, NormConfig(name, eps=0.1))
+        for name in ("none", "layer", "rms", "batch")
+        for cell in ("lstm", "gru", "rnn")
+    ),
+    *VARIANTS,
+]
+IDS = [f"{cell}-{cfg.name}-{'-'.join(cfg.sites_for(cell))}-{cfg.gates}" for cell, cfg in CASES]
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
-@pytest.mark.parametrize("cfg", CONFIGS, ids=lambda c: c.name)
+@pytest.mark.parametrize(("cell", "cfg"), CASES, ids=IDS)
 @pytest.mark.parametrize("recompute", [False, True])
 def test_gradients_are_those_of_finite_differences(cell: str, cfg: NormConfig, recompute: bool) -> None:
     run, inputs = _differentiable(cell, cfg, recompute)
     assert torch.autograd.gradcheck(run, inputs)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
-@pytest.mark.parametrize("cfg", CONFIGS[1:], ids=lambda c: c.name)
+@pytest.mark.parametrize(("cell", "cfg"), CASES[3:], ids=IDS[3:])
 def test_second_gradients_are_those_of_finite_differences(cell: str, cfg: NormConfig) -> None:
     run, inputs = _differentiable(cell, cfg, False)
     assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)

@@ -513,7 +513,7 @@ def test_recomputed_statistics_are_means_over_all_batches(backend: str) -> None:
         (lambda m: m(torch.randn(4, 2, 3), lengths=torch.tensor([-1, 1])), r"0 ... T = 4, but range over -1 ... 1"),
         (lambda m: m(torch.randn(4, 2, 3), lengths=torch.tensor([1])), r"lengths must be \(B,\) = \(2,\) integers"),
         (lambda m: m(torch.randn(4, 2, 3), lengths=torch.tensor([1.0, 2.0])), "integers"),
-        (lambda m: LSTM(3, 5, norm=NormConfig(sites=("sum",))), "site 'sum' does not exist in lstm"),
+        (lambda m: GRU(3, 5, norm=NormConfig(sites=("cell",))), "site 'cell' does not exist in gru"),
         (lambda m: LSTM(3, 0), "hidden_size=0"),
         (lambda m: LSTM(0, 5), "input_size=0"),
         (lambda m: LSTM(3, 5, 0), "num_layers=0"),

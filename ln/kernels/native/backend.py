@@ -65,7 +65,7 @@ def supports(cell: str, cfg: NormConfig, device: torch.device, dtype: torch.dtyp
         return f"native runs on the CPU, not on {device.type}"
     if dtype != torch.float32:
         return f"native computes in float32, not in {str(dtype).removeprefix('torch.')}"
-    return refusal(cfg, _IMPLEMENTED)
+    return refusal(cell, cfg, _IMPLEMENTED)
 
 
 class _Order(torch.autograd.Function):

@@ -162,4 +162,4 @@ def supports(cell: str, cfg: NormConfig, device: torch.device, dtype: torch.dtyp
         return "it writes into memory, and meta tensors have none"
     if dtype not in (torch.float32, torch.float64):
         return f"it computes in float32 or float64, not {dtype}"
-    return refusal(cfg, _IMPLEMENTED)
+    return refusal(cell, cfg, _IMPLEMENTED)

@@ -81,7 +81,7 @@ def supports(cell: str, cfg: NormConfig, device: torch.device, dtype: torch.dtyp
         return f"triton runs on {'the CPU under its interpreter' if _interpreted() else 'CUDA'}, not on {device.type}"
     if dtype not in _DTYPES:
         return f"triton computes in float32, not in {str(dtype).removeprefix('torch.')}"
-    return refusal(cfg, _IMPLEMENTED)
+    return refusal(cell, cfg, _IMPLEMENTED)
 
 
 class _Sequence(torch.autograd.Function):
