@@ -70,6 +70,9 @@ def test_what_ran_at_the_papers_protocol_is_named_and_what_did_so_in_part() -> N
     assert "was carried out whole for Permutation-invariant MNIST and in part for DRAW" in said
     assert "(first 5 of 200 epochs)" in said
     assert "Handwriting" not in said
+    verdicts["mnist"] += [{"data": "original", "scale": f"full, first {n} of 130 epochs"} for n in (60, 7.5)]
+    parts = "(whole, first 7.5 of 130 epochs and first 60 of 130 epochs)"
+    assert f"was in part for Permutation-invariant MNIST {parts} and DRAW" in protocol(verdicts)
 
 
 @pytest.mark.parametrize(

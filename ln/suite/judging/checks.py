@@ -238,7 +238,8 @@ def curve(check: Check, sides: Sequence[Seeds]) -> Finding:
     end = min(run.curve(check.metric, drawn.axis)[0][-1] for run in runs)
     first_part = drawn.until(end)
     if len(first_part.x) < ENOUGH_POINTS:
-        return Finding(Outcome.LACKING, "", f"the runs end at {drawn.axis} {end:g}, before the published curve begins")
+        few = f"{len(first_part.x)} of the published curve's points lie before {drawn.axis} {end:g}, where the runs end"
+        return Finding(Outcome.LACKING, "", f"{few}; it takes {ENOUGH_POINTS}")
     if len(runs) < 2:
         return too_few(len(runs))
     return _reaches(check, runs, first_part) if check.level is not None else _distance(check, runs, first_part)

@@ -6,7 +6,7 @@ claims that need no scale. At reduced sizes or on other data an effect is `seen`
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -213,6 +213,13 @@ def scale_of(runs: Sequence[Measured], profile: str) -> str:
     if train.get("epochs"):
         return f"{profile}, first {last['epoch']:.3g} of {train['epochs']:g} epochs"
     return f"{profile}, first {last['step']:,} of {train.get('steps') or 0:,} updates"
+
+
+def lengths(scales: Iterable[str], profile: str) -> list[str]:
+    """What several scales of a profile are besides it: "whole", then the first parts, the shortest first."""
+    parts = {scale.removeprefix(f"{profile}, first ") for scale in scales} - {""}
+    shortest_first = sorted(parts - {profile}, key=lambda part: float(part.split()[0].replace(",", "")))
+    return ["whole"] * (profile in parts) + [f"first {part}" for part in shortest_first]
 
 
 def strongest(verdicts: Sequence[dict[str, Any]]) -> dict[str, Any] | None:

@@ -8,9 +8,10 @@ from typing import Any
 
 from ln.suite.config import CONFIGS, imported
 from ln.suite.judging.claims import load_claims
-from ln.suite.judging.verdicts import NOT_RUN, judge_runs, read_verdicts, scale_of, write_verdicts
+from ln.suite.judging.verdicts import NOT_RUN, judge_runs, lengths, read_verdicts, scale_of, write_verdicts
 from ln.suite.runs.read import load_runs
 from ln.suite.showing.panels import claim_figure
+from ln.suite.showing.text import joined
 
 
 def conclude(group: str, profile: str, results: str | Path) -> tuple[list[dict[str, Any]], Path | None]:
@@ -24,7 +25,9 @@ def conclude(group: str, profile: str, results: str | Path) -> tuple[list[dict[s
         return read_verdicts(folder), None
     measured = [run for by_norm in runs.values() for by_seed in by_norm.values() for run in by_seed.values()]
     data = ", ".join(sorted({f"{run.info['data']['name']} [{run.info['data']['status']}]" for run in measured}))
-    figure = claim_figure(document, runs, folder / "figure.png", f"{data}, profile {scale_of(measured, profile)}")
+    parts = lengths({scale_of([run], profile) for run in measured}, profile)
+    scale = profile if parts == ["whole"] else f"{profile}, {joined(parts)}"
+    figure = claim_figure(document, runs, folder / "figure.png", f"{data}, profile {scale}")
     for path in document.drawings:
         imported(path)(runs, folder)
     return read_verdicts(folder), figure

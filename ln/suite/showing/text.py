@@ -1,6 +1,7 @@
 """How numbers and words read."""
 
 import re
+from collections.abc import Sequence
 from urllib.parse import quote
 
 # What begins or ends something in Markdown, in HTML within it, or in GitHub's formulas; an underscore does only at a
@@ -43,3 +44,8 @@ def code(text: object) -> Ready:
 def href(path: object) -> Ready:
     """Where a link leads."""
     return Ready(quote(str(path), safe="/#.:"))
+
+
+def joined(names: Sequence[str]) -> str:
+    """A, B and C."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
