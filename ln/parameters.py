@@ -123,6 +123,12 @@ class NormalizedRecurrence(nn.Module):
             return matrix
         g: Tensor = getattr(self, f"{name}_g")
         v: Tensor = getattr(self, f"{name}_v")
+        if v.dim() != 2 or g.shape != (v.shape[0], 1) or g.dtype is not v.dtype or g.device != v.device:
+            # torch's kernel takes it for granted.
+            found = (f"{tuple(value.shape)} of {value.dtype} on {value.device}" for value in (g, v))
+            raise ValueError(
+                f"{name}_g must have the length of each row of {name}_v, but they are {' and '.join(found)}"
+            )
         if gate.beyond_eager((g, v)) is None:
             return torch._weight_norm(v, g, 0)  # the same in one pass over memory
         return v * (g / _norms(v))
@@ -146,7 +152,7 @@ class NormalizedRecurrence(nn.Module):
             if own and whole in state_dict and not (g in state_dict or v in state_dict):
                 state_dict[v] = state_dict.pop(whole)
                 state_dict[g] = _row_lengths(name, state_dict[v])
-            elif not own and whole not in state_dict and g in state_dict and v in state_dict:
+            elif name in self._parameters and whole not in state_dict and g in state_dict and v in state_dict:
                 value = state_dict.pop(v)
                 state_dict[whole] = value * (state_dict.pop(g) / value.norm(dim=1, keepdim=True))
         tracked = [state_dict.get(f"{prefix}batches_tracked{suffix}") for suffix in self._suffixes]

@@ -342,6 +342,27 @@ def test_replaced_parameters_are_refused_in_one_sentence(backend: str) -> None:
                 model(torch.randn(T, B, D))
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("end", ["_g", "_v"])
+def test_weight_norm_reads_no_part_of_another_size_dtype_or_device(end: str, backend: str) -> None:
+    """torch's kernel of weight norm checks nothing, and multiplying g by v would broadcast."""
+    changes: list[Callable[[Tensor], Tensor]] = [
+        lambda p: p[:-1],
+        lambda p: p[:1],
+        lambda p: p[0],
+        lambda p: p.unsqueeze(0),
+        lambda p: torch.cat([p, p]),
+        lambda p: p.double(),
+        lambda p: p.to("meta"),
+    ]
+    for change in changes:
+        model = LSTM(D, H, norm="weight", backend=backend)
+        name = f"weight_hh_l0{end}"
+        model.register_parameter(name, nn.Parameter(change(model.get_parameter(name).detach())))
+        with pytest.raises(ValueError, match=r"weight_hh_l0_g must have the length of each row of weight_hh_l0_v"):
+            model(torch.randn(T, B, D))
+
+
 def test_a_copy_of_a_model_keeps_working() -> None:
     model, x = LSTM(D, H), torch.randn(T, B, D)
     assert torch.equal(copy.deepcopy(model)(x)[0], model(x)[0])

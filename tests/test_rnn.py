@@ -318,6 +318,14 @@ def test_weights_load_into_weight_norm_and_back(strict: bool) -> None:
         model.load_state_dict(given)
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_layer_under_torch_s_own_weight_norm_loads_its_own_state() -> None:
+    layer, other = (nn.utils.weight_norm(LSTM(3, 5), "weight_hh_l0") for _ in range(2))
+    other.load_state_dict(layer.state_dict())
+    x = torch.randn(4, 2, 3)
+    assert torch.equal(other(x)[0], layer(x)[0])
+
+
 def test_reset_parameters_forgets_the_batches_seen() -> None:
     model = LSTM(3, 5, norm="batch")
     fresh = {name: buffer.clone() for name, buffer in model.named_buffers()}
