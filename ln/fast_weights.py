@@ -66,6 +66,8 @@ class _FastWeights(nn.Module):
         traits = self.norm.traits
         if traits.reparameterizes or traits.axis == "batch":
             raise ValueError(f"norm={self.norm.name} does not fit fast weights; choose one over the layer's own units")
+        if self.norm != NormConfig(self.norm.name, eps=self.norm.eps):
+            raise ValueError(f"fast weights take name and eps alone of a norm, but it is {self.norm}")
         self.input_size, self.hidden_size = input_size, hidden_size
         self.decay, self.rate, self.inner_steps = decay, rate, inner_steps
         self.nonlinearity, self.identity = nonlinearity, identity
@@ -95,7 +97,16 @@ class _FastWeights(nn.Module):
         )
 
     def _drive(self, x: Tensor) -> Tensor:
-        """x (..., D) -> C x + b (..., H)."""
+        """x (..., D) -> C x + b (..., H). ValueError: a parameter was replaced by one of another size, dtype or device,
+        which torch would broadcast, or on the meta device take for memory."""
+        H, dtype = self.hidden_size, self.weight_ih.dtype
+        sizes = {"weight_ih": (H, self.input_size), "weight_hh": (H, H), "bias": (H,)}
+        found = [(name, getattr(self, name), size) for name, size in sizes.items()]
+        if self.norm.traits.normalizes:
+            found += [(f"normalize.{name}", getattr(self.normalize, name), (H,)) for name in ("weight", "bias")]
+        for name, value, size in found:
+            if value.shape != size or value.dtype is not dtype or value.device != x.device:
+                raise ValueError(gate.mismatch(name, value, size, dtype, x.device))
         return F.linear(x, self.weight_ih, self.bias)
 
     def _step(self, drive: Tensor, h: Tensor, recall: Callable[[Tensor], Tensor]) -> Tensor:
@@ -167,7 +178,7 @@ class FastWeights(_FastWeights):
         if form not in _FORMS:
             raise ValueError(f"form={form} is unknown; choose one of {', '.join(_FORMS)}")
         super().__init__(input_size, hidden_size, decay, rate, inner_steps, nonlinearity, norm, identity, device, dtype)
-        self.form, self.batch_first = form, batch_first
+        self.form, self.batch_first = form, checks.flag("batch_first", batch_first)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, form={self.form}"
@@ -195,11 +206,11 @@ class FastWeights(_FastWeights):
         return self.form == "attention"
 
     def _matrix(self, drive: Tensor, h: Tensor, A: Tensor | None, valid: Tensor | None) -> tuple[Tensor, FastState]:
-        T, B, H = drive.shape
+        _, B, H = drive.shape
         A = drive.new_zeros(B, H, H) if A is None else A
         outputs = []
-        for t in range(T):
-            now, written = self._matrix_step(drive[t], h, A)
+        for t, drive_t in enumerate(drive.unbind()):  # a trace of this loop refuses sequences of another length
+            now, written = self._matrix_step(drive_t, h, A)
             if valid is None:
                 h, A = now, written
                 outputs.append(now)
@@ -224,8 +235,8 @@ class FastWeights(_FastWeights):
                 found = found + torch.einsum("bt,bth->bh", scores, past)
             return found
 
-        for t in range(T):
-            now = self._step(drive[t], h, recall)
+        for t, drive_t in enumerate(drive.unbind()):
+            now = self._step(drive_t, h, recall)
             if valid is not None:
                 h, now = torch.where(valid[t], now, h), torch.where(valid[t], now, 0)
             else:

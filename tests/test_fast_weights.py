@@ -52,6 +52,56 @@ def test_eq2_hidden_states_attend_to_the_past(form: str) -> None:
     assert torch.allclose(m(x)[0], by_the_equations(m, x), rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("cls", [FastWeights, FastWeightsCell])
+@pytest.mark.parametrize("norm", ["layer", "rms"])
+def test_replaced_parameters_are_refused_in_one_sentence(cls: type, norm: str) -> None:
+    """torch would broadcast some of them, and of a matrix on the meta device make numbers."""
+    changes: list[Callable[[Tensor], Tensor]] = [
+        lambda p: p[:1],
+        lambda p: p.unsqueeze(0),
+        lambda p: torch.cat([p, p]),
+        lambda p: p.double(),
+        lambda p: p.to("meta"),
+    ]
+    x = torch.randn(T, B, D) if cls is FastWeights else torch.randn(B, D)
+    for name, value in cls(D, H, norm=norm).named_parameters():
+        for change in changes:
+            m = cls(D, H, norm=norm)
+            owner, _, leaf = name.rpartition(".")
+            m.get_submodule(owner).register_parameter(leaf, torch.nn.Parameter(change(value.detach())))
+            with pytest.raises(ValueError, match=r"must be \(.*but is"):
+                m(x)
+
+
+def test_a_parametrized_weight_is_used() -> None:
+    m, x = FastWeights(D, H), torch.randn(T, B, D)
+    torch.nn.utils.parametrizations.spectral_norm(m, "weight_hh").eval()
+    other = FastWeights(D, H)
+    other.load_state_dict({name: getattr(m, name, None) for name in ("weight_ih", "weight_hh", "bias")}, strict=False)
+    assert torch.equal(m(x)[0], other(x)[0])
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("form", ["attention", "matrix"])
+def test_a_trace_computes_or_refuses(form: str) -> None:
+    m, x = layer(form), torch.randn(T, B, D).double()
+    traced = torch.jit.trace(m, x, check_trace=False)
+    other = torch.randn(T, B + 1, D).double()
+    torch.testing.assert_close(tuple(traced(other)), tuple(m(other)))
+    for length in (T - 1, T + 2):
+        with pytest.raises(RuntimeError, match="Expected"):
+            traced(torch.randn(length, B, D).double())
+
+
+@pytest.mark.parametrize(
+    "settings", [{"gain_init": 0.3}, {"sites": ("cell",)}, {"inner_bias": True}, {"gates": "each"}]
+)
+def test_settings_of_a_norm_that_would_do_nothing_are_refused(settings: dict) -> None:
+    with pytest.raises(ValueError, match="fast weights take name and eps alone of a norm, but it is NormConfig"):
+        FastWeights(D, H, norm=NormConfig(**settings))
+    assert FastWeights(D, H, norm=NormConfig("rms", eps=0.1)).normalize.eps == 0.1
+
+
 @pytest.mark.parametrize("norm", ["layer", "none"])
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "ragged"])
 def test_both_forms_are_the_same_layer_and_carry_the_same_state(norm: str, lengths: Tensor | None) -> None:

@@ -150,14 +150,14 @@ def check_call(
     for size, value in zip(((B, H), (B, H), *sizes), (h0, c0, *p), strict=True):
         if value is not None and (value.shape != size or value.dtype is not dtype or value.device != device):
             name = next(n for n, v in zip(("h0", "c0", *Params._fields), (h0, c0, *p), strict=True) if v is value)
-            raise ValueError(_mismatch(name, value, size, dtype, device))
+            raise ValueError(mismatch(name, value, size, dtype, device))
     if stats is not None:
         for name, value in zip(Stats._fields, stats, strict=True):
             size = (T, H if name.endswith("_c") else G)
             if value is not None and (value.shape != size or value.dtype is not dtype or value.device != device):
-                raise ValueError(_mismatch(name, value, size, dtype, device))
+                raise ValueError(mismatch(name, value, size, dtype, device))
     if lengths is not None and (lengths.shape != (B,) or lengths.dtype is not torch.int64 or lengths.device != device):
-        raise ValueError(_mismatch("lengths", lengths, (B,), torch.int64, device))
+        raise ValueError(mismatch("lengths", lengths, (B,), torch.int64, device))
 
 
 def can_run(backend: str, beyond: str) -> bool:
@@ -170,7 +170,8 @@ def refusal(backend: str, reason: str) -> str:
     return f"backend={backend} cannot be seen through by {reason}; ask for backend=auto or backend=reference"
 
 
-def _mismatch(name: str, value: Tensor, size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> str:
+def mismatch(name: str, value: Tensor, size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> str:
+    """The sentence of a tensor that is not as the others ask."""
     return (
         f"{name} must be {size} of {dtype} on {device}, but is {tuple(value.shape)} of {value.dtype} on {value.device}"
     )
