@@ -123,7 +123,12 @@ def _lstm(x: Tensor, h: Tensor, c: Tensor, p: Params, s: _Step) -> tuple[Tensor,
     """Equations 20 to 22: statistics over all 4H gates at once, or with gates="each" over H of each gate, separately
     for input and recurrent terms; c is carried un-normalized and normalized only on its way to h. With
     `carry_normalized` c' = LN(f c + i g) is carried on, and h' = o tanh(c')."""
-    i, f, g, o = _sum(x, h, p, s).chunk(4, -1)  # eq 20
+    if "sum" in s.sites:
+        summed = _sum(x, h, p, s)
+    else:
+        input, recurrent = _terms(x, h, p, s)
+        summed = _plus(input, p.bias_ih) + _plus(recurrent, p.bias_hh)
+    i, f, g, o = summed.chunk(4, -1)  # eq 20
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()  # eq 21
     normalized = _plus(s.normalize(c, "cell", "c", p.gain_c), p.bias_c)
     return o.sigmoid() * normalized.tanh(), normalized if s.cfg.carry_normalized else c  # eq 22
