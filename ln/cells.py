@@ -106,6 +106,7 @@ class _Cell(NormalizedRecurrence):
         function = getattr(torch._VF, {"rnn": f"rnn_{self.nonlinearity}"}.get(self.cell, self.cell) + "_cell")
         with without_autocast(x.device):
             params = self.params("", x.dtype) if self._prepared is None else self._prepared
+            gate.check_sizes(self.cell, x, state[0], state[1] if self.cell == "lstm" else None, params)
             new = function(x, state if self.cell == "lstm" else state[0], *params[:4])
         self.note("torch.nn")
         return tuple(new) if self.cell == "lstm" else (new,)

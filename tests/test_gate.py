@@ -342,6 +342,17 @@ def test_replaced_parameters_are_refused_in_one_sentence(backend: str) -> None:
                 model(torch.randn(T, B, D))
 
 
+@pytest.mark.parametrize("cls", [LSTMCell, GRUCell])
+def test_torch_s_own_cells_get_no_replaced_parameters(cls: type) -> None:
+    """They broadcast a bias, and of a matrix on the meta device make numbers."""
+    for name, value in cls(D, H, norm="none").named_parameters():
+        for change in (lambda p: p[:1], lambda p: p.to("meta")):
+            model = cls(D, H, norm="none")
+            model.register_parameter(name, nn.Parameter(change(value.detach())))
+            with pytest.raises(ValueError, match=r"must be|parameters are"):
+                model(torch.randn(B, D))
+
+
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("end", ["_g", "_v"])
 def test_weight_norm_reads_no_part_of_another_size_dtype_or_device(end: str, backend: str) -> None:

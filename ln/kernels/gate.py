@@ -143,14 +143,10 @@ def check_call(
     reason = beyond_eager((x, h0, c0, *p))
     if reason and not can_run(backend, reason):
         raise RuntimeError(refusal(backend, reason))
-    (T, B, D), H = x.shape, h0.shape[-1]
+    check_sizes(cell, x, h0, c0, p)
+    (T, B, _), H = x.shape, h0.shape[-1]
     G = GATES[cell] * H
     dtype, device = x.dtype, x.device
-    sizes = ((G, D), (G, H), (G,), (G,), (G,), (G,), (H,), (H,), (G,))
-    for size, value in zip(((B, H), (B, H), *sizes), (h0, c0, *p), strict=True):
-        if value is not None and (value.shape != size or value.dtype is not dtype or value.device != device):
-            name = next(n for n, v in zip(("h0", "c0", *Params._fields), (h0, c0, *p), strict=True) if v is value)
-            raise ValueError(mismatch(name, value, size, dtype, device))
     if stats is not None:
         for name, value in zip(Stats._fields, stats, strict=True):
             size = (T, H if name.endswith("_c") else G)
@@ -158,6 +154,19 @@ def check_call(
                 raise ValueError(mismatch(name, value, size, dtype, device))
     if lengths is not None and (lengths.shape != (B,) or lengths.dtype is not torch.int64 or lengths.device != device):
         raise ValueError(mismatch("lengths", lengths, (B,), torch.int64, device))
+
+
+def check_sizes(cell: str, x: Tensor, h0: Tensor, c0: Tensor | None, p: Params) -> None:
+    """ValueError with the first state or parameter whose size, dtype or device is not what follows from x (..., B, D),
+    h0 (B, H) and the cell."""
+    (B, D), H = x.shape[-2:], h0.shape[-1]
+    G = GATES[cell] * H
+    dtype, device = x.dtype, x.device
+    sizes = ((G, D), (G, H), (G,), (G,), (G,), (G,), (H,), (H,), (G,))
+    for size, value in zip(((B, H), (B, H), *sizes), (h0, c0, *p), strict=True):
+        if value is not None and (value.shape != size or value.dtype is not dtype or value.device != device):
+            name = next(n for n, v in zip(("h0", "c0", *Params._fields), (h0, c0, *p), strict=True) if v is value)
+            raise ValueError(mismatch(name, value, size, dtype, device))
 
 
 def can_run(backend: str, beyond: str) -> bool:
