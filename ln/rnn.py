@@ -188,8 +188,10 @@ class _Recurrent(NormalizedRecurrence):
     def _torch(self, x: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         function = getattr(torch._VF, {"rnn": f"rnn_{self.nonlinearity}"}.get(self.cell, self.cell))
         weights = []
-        for suffix in self._suffixes:
+        for n, suffix in enumerate(self._suffixes):
             p = self.params(suffix, x.dtype)
+            width = self.input_size if n < self.num_directions else self.hidden_size * self.num_directions
+            gate.check_sizes(self.cell, x, state[0][n], None, p, width)
             weights += [value for value in p[:4] if value is not None]
         hidden = state if self.cell == "lstm" else state[0]
         flags = (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional, False)

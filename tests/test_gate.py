@@ -353,6 +353,19 @@ def test_torch_s_own_cells_get_no_replaced_parameters(cls: type) -> None:
                 model(torch.randn(B, D))
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("cls", [LSTM, GRU, RNN])
+def test_torch_s_own_layers_get_no_replaced_parameters(cls: type) -> None:
+    """oneDNN's reads past their end."""
+    options = {"norm": "none", "num_layers": 2, "bidirectional": True}
+    for name, value in cls(D, H, **options).named_parameters():
+        for change in (lambda p: p[:1], lambda p: p[:-1], lambda p: p.to("meta")):
+            model = cls(D, H, **options)
+            model.register_parameter(name, nn.Parameter(change(value.detach())))
+            with pytest.raises(ValueError, match=r"must be|parameters are"):
+                model(torch.randn(1, B, D))
+
+
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("end", ["_g", "_v"])
 def test_weight_norm_reads_no_part_of_another_size_dtype_or_device(end: str, backend: str) -> None:

@@ -156,10 +156,11 @@ def check_call(
         raise ValueError(mismatch("lengths", lengths, (B,), torch.int64, device))
 
 
-def check_sizes(cell: str, x: Tensor, h0: Tensor, c0: Tensor | None, p: Params) -> None:
+def check_sizes(cell: str, x: Tensor, h0: Tensor, c0: Tensor | None, p: Params, width: int | None = None) -> None:
     """ValueError with the first state or parameter whose size, dtype or device is not what follows from x (..., B, D),
-    h0 (B, H) and the cell."""
+    h0 (B, H) and the cell; width: of the layer's input where that is not x."""
     (B, D), H = x.shape[-2:], h0.shape[-1]
+    D = D if width is None else width
     G = GATES[cell] * H
     dtype, device = x.dtype, x.device
     sizes = ((G, D), (G, H), (G,), (G,), (G,), (G,), (H,), (H,), (G,))
