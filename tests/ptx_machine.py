@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.ptx_memory import GlobalMemory, SharedMemory
+from tests.ptx_memory import Copies, GlobalMemory, SharedMemory
 
 # Largest relative errors, uniform in +-.
 ERROR = {"ex2": 2.0**-22, "rsqrt": 2.0**-22.9, "div": 2.0**-23}
@@ -84,6 +84,7 @@ class Machine:
             self.special[f"%ctaid.{axis}"] = (self.block // below % grid["xyz".index(axis)]).astype(np.uint32)
         self.memory = GlobalMemory(tensors, self.block)
         self.shared = SharedMemory(shared, blocks, self.block)
+        self.copies = Copies(self.memory, self.shared)
         self.every = np.ones(self.N, bool)
 
     def run(self) -> None:
@@ -147,6 +148,9 @@ class Machine:
         elif name == "bar":
             self.memory.barrier(block=words[1] == "sync")
             self.shared.barrier(block=words[1] == "sync")
+            self.copies.barrier()
+        elif name == "cp":
+            self.copy_beside(words, a, mask)
         elif name == "shfl":
             self.put(a[0], self.get(a[1], "b32")[self.first + self.source_lane(words[2], a)], mask)
         elif name == "mov" and "{" in a[0] + a[1]:
@@ -268,9 +272,19 @@ class Machine:
                 for half in (0, 4):
                     memory.store(at + 8 * k + half, (value >> np.uint64(8 * half)).astype(np.uint32), mask)
 
+    def copy_beside(self, words: list[str], a: list[str], mask: np.ndarray) -> None:
+        if words[2] == "commit_group":
+            self.copies.commit()
+        elif words[2] == "wait_group":
+            self.copies.wait(int(a[0]))
+        else:
+            given = self.get(a[3], "u32") if len(a) > 3 else np.full(self.N, int(a[2], 0))
+            self.copies.begin(self.address(a[0], 4), self.address(a[1], 8), int(a[2], 0), given, mask)
+
     def word(self, register: str, at: np.ndarray, memory: Any, load: bool, mask: np.ndarray) -> None:
         if load:
-            self.put(register, memory.load(at, mask), mask)
+            value = memory.load(at, mask)  # a wider register is filled up with zeros
+            self.put(register, value.astype(np.uint64) if register.startswith("%rd") else value, mask)
         else:
             memory.store(at, self.get(register, "b32"), mask)
 

@@ -155,3 +155,39 @@ class GlobalMemory(Memory):
         for part in np.unique(where):
             here = chosen[where == part]
             self.parts[part][(at[here] - self.bounds[part, 0]) // 4] = value[here]
+
+
+class Copies:
+    """Copies from global to shared memory beside the threads: begun, committed as groups, and there once waited for.
+
+    Until then nobody may look at where they go, so it holds NaN, and they count as written to in every epoch.
+    """
+
+    def __init__(self, memory: GlobalMemory, shared: SharedMemory) -> None:
+        self.memory, self.shared = memory, shared
+        self.begun: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []  # where to, what, by which threads
+        self.groups: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]] = []
+
+    def begin(self, to: np.ndarray, source: np.ndarray, size: int, given: np.ndarray, mask: np.ndarray) -> None:
+        """`size` bytes, of which `given` are read and the others zero."""
+        self.memory.aligned(source, size, mask)
+        self.shared.aligned(to, size, mask)
+        for first in range(0, size, 4):
+            value = self.memory.load(source + first, mask & (first < given))
+            self.shared.store(to + first, np.full(len(to), 0x7FC00000, np.uint32), mask)
+            self.begun.append((to + first, value, mask))
+
+    def commit(self) -> None:
+        self.groups.append(self.begun)
+        self.begun = []
+
+    def wait(self, most: int) -> None:
+        """Until at most so many groups are left."""
+        while len(self.groups) > most:
+            for copy in self.groups.pop(0):
+                self.shared.store(*copy)
+
+    def barrier(self) -> None:
+        """What goes on past a barrier may still write behind it."""
+        for to, _, mask in (copy for group in [*self.groups, self.begun] for copy in group):
+            self.shared.store(to, np.full(len(to), 0x7FC00000, np.uint32), mask)

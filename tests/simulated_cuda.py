@@ -16,7 +16,6 @@ import os
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -437,7 +436,7 @@ def _run_triton_here() -> None:
     backend._interpreted = lambda: False
     # Simulated tensors stand for plain ones of a GPU, which need no other way than the eager one.
     gate.beyond_eager = lambda tensors: None
-    call, shape = GridExecutor.__call__, loop.Spec.shape
+    call = GridExecutor.__call__
 
     def launch(self: Any, *arguments: Any, **options: Any) -> None:
         if any(not isinstance(t, Simulated) for t in tensors((arguments, options))):
@@ -456,5 +455,4 @@ def _run_triton_here() -> None:
             Graph.current.kept.append(given)
 
     GridExecutor.__call__ = launch
-    # The interpreter likes few programs.
-    loop.Spec.shape = lambda self: shape(replace(self, device=CPU))  # type: ignore[method-assign]
+    loop.Spec.on_gpu = False  # type: ignore[assignment, method-assign]

@@ -16,7 +16,7 @@ import textwrap
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,16 @@ def interpreted() -> Iterator[Callable[..., Any]]:
     """interpreted(function, *arguments) -> what the function returns or raises in the interpreter's process."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_interpret) as pool:
         yield lambda function, *arguments: pool.submit(function, *arguments).result()
+
+
+@contextmanager
+def step_by_step() -> Iterator[pytest.MonkeyPatch]:
+    """Within this context narrow layers take a launch for each step too, as wide ones and batch norm do."""
+    from ln.kernels.triton.loop import Spec
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Spec, "in_one_launch", lambda *_: False)
+        yield patch
 
 
 def case(
@@ -113,6 +123,59 @@ def test_odd_sizes_match_the_reference(interpreted: Any, name: str, cell: str, s
     interpreted(_judge, cell, NormConfig(name), shape, False, False, False, True)
 
 
+def _judge_step_by_step(*arguments: Any) -> None:
+    with step_by_step():
+        _judge(*arguments)
+
+
+@needs_triton
+@pytest.mark.parametrize("shape", [(2, 19, 5, 17), (2, 3, 2, 33)], ids=str)
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("name", ["none", "layer", "rms"])
+def test_a_launch_for_each_step_matches_the_reference(interpreted: Any, name: str, cell: str, shape: Any) -> None:
+    interpreted(_judge_step_by_step, cell, NormConfig(name), shape, False, False, False, True)
+
+
+@needs_triton
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_one_launch_takes_128_units_and_rows_that_have_ended(interpreted: Any, cell: str) -> None:
+    interpreted(_judge, cell, NormConfig("layer"), (2, 5, 2, 128), False, True, True, True)
+
+
+def _launches(cell: str, name: str, H: int, B: int) -> list[str]:
+    """What a forward and backward pass of two steps launches of the kernels that a time loop consists of."""
+    from ln.kernels.triton import loop as triton_loop
+
+    cfg, seen = NormConfig(name), []
+
+    class Noted:
+        def __init__(self, kernel: Any, named: str) -> None:
+            self.kernel, self.named = kernel, named
+
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            seen.append(self.named)
+            return self.kernel[grid]
+
+    names = [(triton_loop.kernels, f"{cell}_{way}") for way in ("forward", "backward")]
+    names += [(triton_loop.persistent, way) for way in ("forward", "backward")]
+    tensors, p = case(cell, cfg, 2, B, 1, H)
+    with pytest.MonkeyPatch.context() as patch:
+        for module, named in names:
+            patch.setattr(module, named, Noted(getattr(module, named), named))
+        results(triton_backend, cell, tensors, p, cfg, None, None, torch.float32)
+    return seen
+
+
+@needs_triton
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_narrow_layers_take_all_steps_in_one_launch(interpreted: Any, cell: str) -> None:
+    each = [f"{cell}_{way}" for way in ("forward", "backward") for _ in range(2)]
+    assert interpreted(_launches, cell, "layer", 3, 2) == ["forward", "backward"]
+    assert interpreted(_launches, cell, "batch", 3, 4) == each  # its statistics need all rows
+    assert interpreted(_launches, cell, "none", 129, 1) == each
+    assert interpreted(_launches, cell, "none", 1, 1025) == each
+
+
 @needs_triton
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 @pytest.mark.parametrize("name", ["none", "layer"])
@@ -126,21 +189,16 @@ def test_the_inner_bias_keeps_the_grey_level_of_a_scalar_input(interpreted: Any,
     interpreted(_judge, cell, NormConfig("layer", inner_bias=True), (3, 4, 1, 5), False, False, False, True)
 
 
-def _judge_in_pieces(cell: str, cfg: NormConfig, given: bool, recompute: bool) -> None:
+def _judge_in_pieces(cell: str, cfg: NormConfig, given: bool, recompute: bool, one_launch: bool) -> None:
     """Seven steps in stretches of two and chunks of three: remainders and boundaries of both."""
     from ln.kernels.triton import layer as triton_layer
     from ln.kernels.triton import loop as triton_loop
 
-    chunks = triton_layer.Call.chunks
-    stretch = triton_loop.STRETCH
-    try:
-        triton_layer.STRETCH = triton_loop.STRETCH = 2
+    with pytest.MonkeyPatch.context() if one_launch else step_by_step() as patch:
+        patch.setattr(triton_loop.Loop, "stretch", 2)
         if recompute:
-            triton_layer.Call.chunks = lambda *_: [(0, 3), (3, 6), (6, 7)]  # type: ignore[method-assign]
+            patch.setattr(triton_layer.Call, "chunks", lambda *_: [(0, 3), (3, 6), (6, 7)])
         _judge(cell, cfg, (7, 6, 2, 5), given, True, recompute, True)
-    finally:
-        triton_layer.STRETCH = triton_loop.STRETCH = stretch
-        triton_layer.Call.chunks = chunks  # type: ignore[method-assign]
 
 
 @needs_triton
@@ -148,7 +206,13 @@ def _judge_in_pieces(cell: str, cfg: NormConfig, given: bool, recompute: bool) -
 @pytest.mark.parametrize("kind", ["layer", "rms", "batch", "batch, given"])
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_time_in_pieces_matches_the_reference(interpreted: Any, cell: str, kind: str, recompute: bool) -> None:
-    interpreted(_judge_in_pieces, cell, NormConfig(kind.split(",")[0]), "given" in kind, recompute)
+    interpreted(_judge_in_pieces, cell, NormConfig(kind.split(",")[0]), "given" in kind, recompute, False)
+
+
+@needs_triton
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_one_launch_goes_on_from_the_one_before(interpreted: Any, cell: str) -> None:
+    interpreted(_judge_in_pieces, cell, NormConfig("layer"), False, True, True)
 
 
 def run(module: Any, cell: str, tensors: list[Tensor], p: Params, cfg: NormConfig, **options: Any) -> list[Tensor]:
@@ -231,13 +295,13 @@ def _capture(graph: _Graph, **options: object) -> Iterator[None]:
 
 def _replay(cell: str) -> None:
     """Calls share a loop's buffers. Whatever those hold before a call, its results are those of plain launches."""
-    from ln.kernels.triton import layer as triton_layer
     from ln.kernels.triton import loop as triton_loop
 
     cfg = NormConfig("layer")
     tensors, p = case(cell, cfg, 5, 2, 2, 3)
     lengths = torch.tensor([5, 3])
-    plain = results(triton_backend, cell, tensors, p, cfg, lengths, None, torch.float32)
+    with step_by_step():
+        plain = results(triton_backend, cell, tensors, p, cfg, lengths, None, torch.float32)
     steps, replays = triton_loop.Loop._steps, 0
 
     def noted(self: Any, length: int) -> None:
@@ -252,11 +316,10 @@ def _replay(cell: str) -> None:
         _Graph.capturing.work = work
         return None
 
-    with pytest.MonkeyPatch.context() as patch:
+    with step_by_step() as patch:
         patch.setattr(triton_loop, "_replays", lambda *_: True)
         patch.setattr(triton_loop.Loop, "_steps", noted)
-        for module in (triton_loop, triton_layer):
-            patch.setattr(module, "STRETCH", 2)
+        patch.setattr(triton_loop.Loop, "stretch", 2)
         stream = _Stream()
         stand_ins = {"CUDAGraph": _Graph, "graph": _capture, "Stream": _Stream, "current_stream": lambda: stream}
         stand_ins |= {"get_rng_state": lambda: torch.zeros(16)}
@@ -395,7 +458,7 @@ def test_device_matches_the_reference(monkeypatch: Any, name: str, cell: str, sh
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_replayed_graphs_equal_plain_launches(monkeypatch: Any, cell: str, recompute: bool) -> None:
     cfg = NormConfig("layer")
-    tensors, p = case(cell, cfg, 150, 32, 8, 64)
+    tensors, p = case(cell, cfg, 150, 32, 8, 160)
 
     def found() -> list[Tensor]:
         options = {"recompute": recompute}
@@ -412,14 +475,16 @@ def test_replayed_graphs_equal_plain_launches(monkeypatch: Any, cell: str, recom
 @pytest.mark.gpu
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_backward_passes_through_replayed_graphs(cell: str) -> None:
-    for _ in range(3):
-        _backward_passes(cell, "cuda", 70)
+    with step_by_step():
+        for _ in range(3):
+            _backward_passes(cell, "cuda", 70)
 
 
 @pytest.mark.gpu
-def test_within_an_outer_graph() -> None:
+@pytest.mark.parametrize("hidden", [32, 160], ids=["one launch", "step by step"])
+def test_within_an_outer_graph(hidden: int) -> None:
     cfg = NormConfig("layer")
-    tensors, p = case("lstm", cfg, 70, 16, 8, 32)
+    tensors, p = case("lstm", cfg, 70, 16, 8, hidden)
     x, h, c = (v.float().cuda() for v in tensors)
     p = Params._make(None if v is None else v.float().cuda() for v in p)
     x.requires_grad_()
@@ -459,7 +524,7 @@ def test_recompute_halves_the_memory() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize(("cell", "shape"), REAL[:1] + REAL[3:], ids=str)
+@pytest.mark.parametrize(("cell", "shape"), REAL[:2] + REAL[3:], ids=str)
 def test_speed(cell: str, shape: Any, capsys: Any) -> None:
     """Forward and backward, milliseconds; the interleaved median of each."""
     T, B, D, H = shape
@@ -473,8 +538,12 @@ def test_speed(cell: str, shape: Any, capsys: Any) -> None:
         states = tuple(v[None] for v in leaves[1:])
         return cudnn(leaves[0], states if cell == "lstm" else states[0])[0]
 
+    def triton_output() -> Tensor:
+        return run(triton_backend, cell, leaves, p, cfg)[0]
+
     outputs = {
-        "triton": lambda: run(triton_backend, cell, leaves, p, cfg)[0],
+        "triton": triton_output,
+        "triton, step by step": triton_output,
         "naive": lambda: run(reference, cell, leaves, p, cfg)[0],
         "cuDNN without norm": cudnn_output,
     }
@@ -483,7 +552,8 @@ def test_speed(cell: str, shape: Any, capsys: Any) -> None:
         for name, output in outputs.items():
             torch.cuda.synchronize()
             start = time.perf_counter()
-            output().sum().backward()
+            with step_by_step() if name == "triton, step by step" else nullcontext():
+                output().sum().backward()
             torch.cuda.synchronize()
             if turn >= 4:
                 times[name].append((time.perf_counter() - start) * 1e3)

@@ -30,7 +30,7 @@ def elsewhere() -> Iterator[Callable[..., Any]]:
 
 def _compile(architecture: int, cell: str, B: int, H: int, every: bool) -> list[str]:
     """What is wrong with any of the layer's kernels: those of the flags that make the largest, or of all."""
-    from ln.kernels.triton import kernels, tiles
+    from ln.kernels.triton import kernels, persistent, tiles
     from tests import triton_offline
 
     driver = triton_offline.install()
@@ -43,6 +43,9 @@ def _compile(architecture: int, cell: str, B: int, H: int, every: bool) -> list[
     faults = []
     for name in (f"{cell}_forward", f"{cell}_backward"):
         faults += _faults(name, getattr(kernels, name), driver, at_least=len(asked))
+    narrow = len([norm for norm, _ in asked if norm < tiles.BATCH.value]) if H <= 128 else 0
+    for name in ("forward", "backward"):
+        faults += _faults(f"persistent.{name}", getattr(persistent, name), driver, at_least=narrow)
     addresses = len(list(triton_offline.compiled(tiles.write_table, driver)))
     if addresses > 32:
         faults.append(f"write_table was compiled {addresses} times: the addresses' alignment is specialized on")
@@ -69,7 +72,9 @@ def slow(cases: Iterable[tuple[Any, ...]]) -> list[Any]:
 
 
 LARGEST = [("lstm", 100, 100, 80, False), ("lstm", 100, 100, 90, False), ("gru", 64, 2400, 100, False)]
-EVERY = [(*size, each, True) for size in (("lstm", 100, 100), ("gru", 64, 2400)) for each in (80, 90, 100)]
+EVERY = [
+    (*size, each, True) for size in (("lstm", 100, 100), ("gru", 33, 128), ("gru", 64, 2400)) for each in (80, 90, 100)
+]
 
 
 @pytest.mark.parametrize(("cell", "B", "H", "architecture", "every"), [*LARGEST, *slow(EVERY)])

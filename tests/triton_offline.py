@@ -78,8 +78,9 @@ def resources(kernel: Any) -> tuple[int, int]:
 
 
 def launch_everything(cell: str, B: int, H: int, norm: int, ragged: bool) -> None:
-    """Every launch that a layer makes: forward with and without saving, the terms again, backward."""
-    from ln.kernels.triton.loop import Loop, Spec
+    """Every launch that a layer makes: forward with and without saving, the terms again, backward; if narrow, step by
+    step and in one launch."""
+    from ln.kernels.triton.loop import Loop, OneLaunch, Spec
 
     def e(*shape: int) -> Tensor:
         return torch.empty(shape)
@@ -91,8 +92,9 @@ def launch_everything(cell: str, B: int, H: int, norm: int, ragged: bool) -> Non
     pointers = (left, e(1, B, G), e(1, B, H), e(2, B, H), e(1, B, G))
     pointers = (*pointers, e(G) if on else None, e(H) if on and lstm else None, e(G), *statistics)
     weight = e(G, H)
-    for save in (True, False):
-        Loop(spec, False, save, weight).run([pointers], 1)
-    Loop(spec, False, True, weight).rebuild(1, e(1, B, G), pointers)
     gradients = (e(1, B, G), e(1, B, G), e(1, B, H), e(1, B, H))
-    Loop(spec, True, False, weight).run([(*pointers, *gradients)], 1)
+    for kind in (Loop, OneLaunch) if spec.in_one_launch(2) else (Loop,):
+        for save in (True, False):
+            kind(spec, False, save, weight).run([pointers], 1)
+        kind(spec, True, False, weight).run([(*pointers, *gradients)], 1)
+    Loop(spec, False, True, weight).rebuild(1, e(1, B, G), pointers)

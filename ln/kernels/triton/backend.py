@@ -1,12 +1,12 @@
-"""Backend `triton`: LSTM and GRU on CUDA with one matrix product and one fused kernel per step, signatures of
-`ln.reference`.
+"""Backend `triton`: LSTM and GRU on CUDA with one launch for all steps of a narrow layer, else one matrix product and
+one fused kernel per step (`loop` has the rule); signatures of `ln.reference`.
 
 Shapes: T time, B batch, D input, H hidden, G gates (4H LSTM: i, f, g, o; 3H GRU: r, z, n).
 
 The input term W_ih x and its norm are computed for all steps at once, and so are, after the loop of the backward pass,
 the gradients of all parameters and of x. Computes in float32 whatever the inputs' dtype; whether products may use TF32
-is torch's setting, torch.backends.cuda.matmul (off by default). Under TRITON_INTERPRET=1 it runs on
-the CPU, slowly.
+is torch's setting, torch.backends.cuda.matmul (off by default), but for those inside a narrow layer's one launch, which
+never do. Under TRITON_INTERPRET=1 it runs on the CPU, slowly.
 """
 
 from __future__ import annotations

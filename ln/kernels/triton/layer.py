@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ln.kernels.torch.sites import BatchNorm, LayerNorm, RMSNorm, SiteNorm, added, summed
-from ln.kernels.triton.loop import STRETCH, Loop, Pointers, Spec, loop_for
+from ln.kernels.triton.loop import Loop, Pointers, Spec, loop_for
 from ln.kernels.triton.tiles import BATCH, GIVEN, LAYER, NO_NORM, RMS
 from ln.norms import NormConfig
 from ln.reference import Params, Stats
@@ -201,7 +201,7 @@ class Layer:
                 terms = self.terms(x, start, end, store)
                 stretches = [
                     self.pointers(terms, t, start, output[t:], None if cells is None else cells[t:])
-                    for t in range(start, end, STRETCH)
+                    for t in range(start, end, loop.stretch)
                 ]
                 loop.run(stretches, end - start)
                 if call.norm == BATCH.value:
@@ -257,7 +257,7 @@ class Layer:
                 )
                 written = (d_a, d_zh, d_y)
                 stretches: list[Pointers] = []
-                for t in range(start, end, STRETCH):
+                for t in range(start, end, loop.stretch):
                     third = cells[t:] if cells is not None else (output[t - 1] if t else h0)
                     at = (None if w is None else w[t - start :] for w in written)
                     stretches.append((*self.pointers(terms, t, start, d_output[t:], third), *at, output[t:]))

@@ -1,7 +1,10 @@
-"""The time loop of the Triton backend: a matrix product and one kernel per step, replayed from CUDA graphs where that
-is safe.
+"""The time loop of the Triton backend: one launch for all steps of a narrow layer; else a matrix product and one kernel
+per step, replayed from CUDA graphs where that is safe.
 
 Shapes: B batch, H hidden, G gates.
+
+One launch serves what fits a program: at most 128 units and 1024 rows, and statistics that need no other rows, so all
+but batch norm's. Its advantage is counted, not measured: sequential MNIST's 784 steps take two launches for 3,136.
 
 A graph holds a stretch of at most 64 steps. It touches memory in two ways only: the buffers of its `Loop`, which live
 as long as the graph, and, through the loop's table of addresses, the tensors of the call at hand, written into the
@@ -19,6 +22,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -30,15 +34,17 @@ import torch
 import triton
 from torch import Tensor
 
+from ln.kernels.gate import GATES
 from ln.kernels.graphs import captured, graphs_allowed, use_graphs
-from ln.kernels.triton import kernels
+from ln.kernels.triton import kernels, persistent
 from ln.kernels.triton.tiles import BATCH, write_table
 
 log = logging.getLogger("ln")
 
-STRETCH = 64  # steps in one graph: enough to hide the launches around it
 TILE = 4096  # elements of one gate that a program holds at most
 _KEPT = 32  # loops kept, the least recently used goes first
+_MOST_UNITS, _MOST_ROWS = 128, 1024  # of a loop in one launch: beyond them W_hh and the products keep an SM too long
+_ROWS = 4  # of a program there: a step needs W_hh for few rows as for many, and more rows take longer to multiply
 
 Pointers = tuple[Tensor | None, ...]
 
@@ -58,6 +64,15 @@ class Spec:
     eps: float
     device: torch.device
 
+    @property
+    def on_gpu(self) -> bool:
+        """Many programs fill a GPU; the interpreter likes few."""
+        return self.device.type == "cuda"
+
+    def in_one_launch(self, T: int) -> bool:
+        narrow = self.H <= _MOST_UNITS and self.B <= _MOST_ROWS
+        return narrow and self.norm < BATCH.value and T > 1
+
     def shape(self) -> tuple[int, dict[str, Any]]:
         """The number of programs of a step, and tile and launch settings."""
         B, H = triton.next_power_of_2(self.B), triton.next_power_of_2(self.H)
@@ -66,17 +81,29 @@ class Spec:
             block_b, block_h = B, min(8, H, max(1, TILE // B))
             programs = triton.cdiv(self.H, block_h)
         else:
-            # Several rows to a program only where there are enough to fill a GPU. The interpreter likes few programs.
-            wanted = 1024 if self.device.type == "cuda" else 2
+            # Several rows to a program only where there are enough to fill a GPU.
+            wanted = 1024 if self.on_gpu else 2
             block_b, block_h = max(1, min(B // wanted, TILE // 4 // H)), H
             programs = triton.cdiv(self.B, block_b)
         warps = min(16, max(1, block_b * block_h // 128))
-        # A product fused into a sum is rounded once, in some places and not in others: where the two nearly cancel, as
-        # a centred sum over few rows does, what is left of a value depends on the place (6.7e-6 for 1.7e-7, emulated).
-        flags = {"NORM": self.norm, "RECURRENT": self.recurrent, "BIAS": self.bias, "RAGGED": self.ragged}
+        flags = self.flags()
         if self.cell == "lstm":
             flags["CELL"] = self.cell_site
-        return programs, flags | {"BLOCK_B": block_b, "BLOCK_H": block_h, "num_warps": warps, "enable_fp_fusion": False}
+        return programs, flags | {"BLOCK_B": block_b, "BLOCK_H": block_h, "num_warps": warps}
+
+    def shape_of_one_launch(self) -> tuple[int, dict[str, Any]]:
+        """The number of programs, and tile and launch settings, where one launch takes all steps."""
+        block_h = max(persistent.SLICE.value, triton.next_power_of_2(self.H))
+        rows = _ROWS if self.on_gpu else max(1, triton.next_power_of_2(self.B) // 2)
+        flags = self.flags() | {"CELL": self.cell_site, "GATES": GATES[self.cell]}
+        sizes = {"BLOCK_B": rows, "BLOCK_H": block_h, "num_warps": min(8, max(1, rows * block_h // 64))}
+        return triton.cdiv(self.B, rows), flags | sizes
+
+    def flags(self) -> dict[str, Any]:
+        # A product fused into a sum is rounded once, in some places and not in others: where the two nearly cancel, as
+        # a centred sum over few rows does, what is left of a value depends on the place (6.7e-6 for 1.7e-7, emulated).
+        found = {"NORM": self.norm, "RECURRENT": self.recurrent, "BIAS": self.bias, "RAGGED": self.ragged}
+        return found | {"enable_fp_fusion": False}
 
 
 class Loop:
@@ -85,6 +112,8 @@ class Loop:
     state (B, H): h before the first step, then after the last; backward: the gradient of h after the last step, then
     before the first. d_c (B, H): the same for c, backward in the LSTM. Set them before `run` and read them after it.
     """
+
+    stretch = 64  # steps between two writings of the table, those of one graph: enough to hide the launches around it
 
     def __init__(self, spec: Spec, backward: bool, save: bool, weight: Tensor) -> None:
         self.spec, self.backward, self.save, self.weight = spec, backward, save, weight
@@ -97,10 +126,10 @@ class Loop:
         self.lock = threading.Lock()
 
     def run(self, stretches: list[Pointers], steps: int) -> None:
-        """`steps` steps, in the loop's direction; stretches: what goes into the table for each STRETCH of them."""
+        """`steps` steps, in the loop's direction; stretches: what goes into the table for each `stretch` of them."""
         for index in reversed(range(len(stretches))) if self.backward else range(len(stretches)):
             write_table[(1,)](self.table, stretches[index], enable_fp_fusion=False)
-            self._stretch(min(STRETCH, steps - index * STRETCH))
+            self._stretch(min(self.stretch, steps - index * self.stretch))
 
     def kept(self, buffer: Tensor) -> Tensor:
         """What a buffer holds, for good: a copy where later calls use the loop again."""
@@ -166,6 +195,28 @@ class Loop:
             return None
 
 
+class OneLaunch(Loop):
+    """All steps of a call in one launch, where `Spec.in_one_launch` says so."""
+
+    stretch = sys.maxsize
+
+    def __init__(self, spec: Spec, backward: bool, save: bool, weight: Tensor) -> None:
+        super().__init__(spec, backward, save, weight)
+        self.own_programs, self.own_settings = spec.shape_of_one_launch()
+        side, H = self.own_settings["BLOCK_H"], spec.H
+        by_gate = weight.unflatten(0, (-1, H))
+        self.matrices = weight.new_zeros(len(by_gate), side, side)
+        self.matrices[:, :H, :H] = by_gate if backward else by_gate.mT
+
+    def _stretch(self, length: int) -> None:
+        B, H, eps, grid, settings = self.spec.B, self.spec.H, self.spec.eps, (self.own_programs,), self.own_settings
+        states = (self.state, self.d_c, self.z) if self.backward else (self.state, self.z)
+        if self.backward:
+            persistent.backward[grid](self.table, *states, self.matrices, B, H, length, eps, **settings)
+        else:
+            persistent.forward[grid](self.table, *states, self.matrices, B, H, length, eps, SAVE=self.save, **settings)
+
+
 @functools.cache
 def _capture_stream(stream: torch.cuda.Stream) -> torch.cuda.Stream:
     return torch.cuda.Stream(stream.device)
@@ -186,6 +237,9 @@ def _replays(spec: Spec, T: int) -> bool:
 def loop_for(spec: Spec, backward: bool, save: bool, weight: Tensor, T: int) -> Iterator[Loop]:
     """A loop to use exclusively within the context, for sequences of T steps with W_hh = weight (G, H)."""
     with torch.cuda.device(spec.device) if spec.device.type == "cuda" else nullcontext():
+        if spec.in_one_launch(T):
+            yield OneLaunch(spec, backward, save, weight)
+            return
         if not _replays(spec, T):
             yield Loop(spec, backward, save, weight)
             return
