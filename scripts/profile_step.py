@@ -113,6 +113,8 @@ def captured(task: Task, recipe: Recipe, steps: int) -> dict[str, Any] | None:
     """Steps as training takes them on CUDA, replayed from a graph: milliseconds, kernels, and the longest of these by
     name with their launches and share of all kernels' time. None where the step is not captured."""
     step = Step(task, optimizer_of(recipe.train, task.model, task.device), recipe.train, recipe.graph)
+    if not step.can_graph:
+        return None
     for number in range(GRAPH_WARMUP_STEPS + 1):
         step(task.batch(number))
     if step.graph is None:

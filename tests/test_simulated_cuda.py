@@ -107,7 +107,7 @@ def test_a_captured_run_is_the_uncaptured_one(simulated: Any, tmp_path: Path, ex
 
 # Launches of a training step outside of its loop over time, and by the step of time, at most: what a GPU's speed hangs
 # on at the paper's sizes.
-LAUNCHES = {"handwriting": (320, 12), "draw": (80, 150)}
+LAUNCHES = {"handwriting": (320, 12), "draw": (80, 150), "seq_mnist": (180, 0)}
 
 
 @pytest.mark.slow
@@ -209,8 +209,8 @@ def test_a_captured_step_follows_the_learning_rate(simulated: Any) -> None:
     assert captured == simulated(_with_changing_rates, "off", falling)[0]
 
 
-def _profiled(graph: str) -> tuple[Any, int]:
-    """What a profile says of captured steps, and how many were replayed."""
+def _profiled(graph: str) -> tuple[Any, int, int]:
+    """What a profile says of captured steps, how many were replayed, and how many batches it took."""
     import warnings
     from types import SimpleNamespace
 
@@ -224,20 +224,21 @@ def _profiled(graph: str) -> tuple[Any, int]:
     model = torch.nn.Linear(2, 1)
     model.to("cuda")
     task: Any = SimpleNamespace(model=model, device=torch.device("cuda"), static_shapes=True)
-    task.batch = lambda number: (torch.ones(3, 2, device="cuda"),)
+    batches: list[int] = []
+    task.batch = lambda number: batches.append(number) or (torch.ones(3, 2, device="cuda"),)
     task.loss = lambda batch: {"loss": model(batch[0]).square().mean()}
     recipe: Any = SimpleNamespace(train=Train(optimizer={"_target_": "torch.optim.SGD", "lr": 0.1}), graph=graph)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that there is no CUDA to profile
-        return captured(task, recipe, 5), simulated_cuda.counts["replays"]
+        return captured(task, recipe, 5), simulated_cuda.counts["replays"], len(batches)
 
 
 def test_captured_steps_are_profiled_as_training_takes_them(simulated: Any) -> None:
-    found, replays = simulated(_profiled, "auto")
+    found, replays, _ = simulated(_profiled, "auto")
     assert found["milliseconds_per_step"] > 0
     assert found["longest_kernels"] == []  # of which a simulated device has none
     assert replays == 6  # that which captured, and five
-    assert simulated(_profiled, "off") == (None, 0)
+    assert simulated(_profiled, "off") == (None, 0, 0)  # and takes no steps in vain
 
 
 def _what_a_device_does() -> None:
