@@ -53,9 +53,8 @@ class Case:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What of a layer is not at its default."""
-        options = {"num_layers": self.layers, "bidirectional": self.bidirectional}
-        return {name: value for name, value in options.items() if value not in (1, False)}
+        """Of the module, beside its sizes."""
+        return {} if self.is_cell else {"num_layers": self.layers, "bidirectional": self.bidirectional}
 
     def gflop(self, trains: bool) -> float:
         """Of the matrix products; those of the backward pass are twice the forward's. Fast weights: the slow ones'."""
@@ -72,6 +71,7 @@ CASES = (
     Case("LSTMCell", 1, 97, 51, 51),
     Case("GRUCell", 1, 64, 256, 256),
     Case("LSTM", 50, 32, 128, 128, bidirectional=True),
+    Case("LSTM", 11, 128, 100, 50),
     Case("GRU", 1, 1, 256, 256),
     Case("LSTM", 35, 20, 650, 650, layers=2),
     Case("LSTM", 500, 8, 400, 400, trains=False),

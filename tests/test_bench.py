@@ -127,6 +127,12 @@ def test_users_cases_are_timed_and_say_what_they_miss(tmp_path: Path, monkeypatc
     assert {"torch.nn, no norm", "plain loop", "ln, batch norm"} <= set(measured[0]["results"])
 
 
+def test_a_users_module_has_the_layers_and_directions_of_its_case() -> None:
+    modules = bench_user.implementations(bench_user.Case("LSTM", 3, 4, 5, 6, layers=2, bidirectional=True))
+    for name in (bench_user.BASELINE, "ln, layer norm"):
+        assert (modules[name].num_layers, modules[name].bidirectional) == (2, True)
+
+
 def test_flops_of_a_users_case() -> None:
     case = bench_user.Case("LSTM", 28, 128, 28, 128)
     assert case.gflop(trains=True) == pytest.approx(Shape("", "lstm", 28, 128, 28, 128).gflop)
