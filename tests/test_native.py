@@ -183,9 +183,10 @@ def test_batch_norm_with_given_statistics(cell: str, T: int) -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("B", [15, 33], ids=["torch's products", "own products"])
 @pytest.mark.parametrize("name", ["none", "layer", "rms", "batch"])
-def test_steps_match_the_reference(name: str, cell: str) -> None:
-    problem = Problem(cell, NormConfig(name), 1, 33, 7, 40)
+def test_steps_match_the_reference(name: str, B: int, cell: str) -> None:
+    problem = Problem(cell, NormConfig(name), 1, B, 7, 40)
 
     def run(module, dtype: torch.dtype) -> list[Tensor]:
         leaves = problem.leaves(dtype)

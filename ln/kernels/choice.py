@@ -24,7 +24,7 @@ log = logging.getLogger("ln")
 _MODULES: dict[str, Backend] = {"reference": reference, "torch": plain, "native": native, "triton": triton}
 _NAMES = {module: name for name, module in _MODULES.items()}
 BACKENDS = tuple(_MODULES)
-_LARGE_STEP = 1 << 23  # multiplications in a step, from which on better products outweigh what a call costs
+_LARGE_STEP = 3 << 22  # multiplications in a step, from which on better products outweigh what a call costs
 _said: set[tuple[str, str]] = set()
 _PREFERENCE = {
     "cpu": ("native", "torch", "reference"),
@@ -107,14 +107,16 @@ def torch_is_fastest(
 
     trains: whether a gradient may be asked for.
 
-    On CUDA they are cuDNN's. On the CPU their time was measured against the native backend's, in float32 on one thread
-    of an AMD EPYC with AVX-512 (family 25 model 17):
-      one step of a layer at B 1, H 256: native takes 1.6 times as long, 2.0 in inference;
-      an LSTM in inference: 1.15 at H 128, B 32, T 50, 1.10 at H 128, B 128, T 28, but 0.89 at H 256, 0.97 at H 400 and
-        0.73 at H 650;
-      an LSTM in training: 0.84 at H 128, B 32, T 50, 0.5 at T 784, 0.9 from H 256 on; 1.11 at H 128, B 128, T 28, where
-        native is kept, since torch's (oneDNN's) cannot be differentiated twice;
-      GRU and RNN: 0.3 to 0.7, but for single steps.
+    On CUDA they are cuDNN's. On the CPU the native backend's time was measured in units of theirs, in float32 on one
+    thread of an AMD EPYC with AVX-512 (family 26 model 2), D = H unless said:
+      one step of a cell, inference and training: LSTM 1.13, 1.14 at B 64, H 128; 0.76, 0.85 at B 128, H 128; 0.70, 1.01
+        at B 64, H 256; GRU 1.06, 1.19; 0.85, 0.96; 0.88, 1.09; RNN 1.09, 1.22 at B 64, H 256; more below these sizes,
+        up to 4.3 at B 1, H 256;
+      an LSTM in inference: 1.15 at H 50, D 100, B 128, T 11; 1.18 at H 128, D 28, B 128, T 28; 1.07 at H 128, B 32,
+        T 50; but 0.99 at H 400, 0.95 at H 256, D 900 and 0.77 at H 650;
+      an LSTM in training: 1.10, 1.07 and 1.08 in the first three, 1.03 at H 400 and 650, 0.4 at T 784, where native is
+        kept, since torch's (oneDNN's) cannot be differentiated twice;
+      GRU and RNN: 0.4 to 0.96, but for single steps.
     Without the native backend they are taken in place of the one in Python, but for a large GRU, whose products are
     oneDNN's there. An LSTM took 0.3 to 0.8 of its time at H 32 to 512 (B 32, float32); GRUs were not measured again.
     """

@@ -43,6 +43,7 @@ _JOINT_STATISTICS = ("mean_h", "var_h", "mean_x", "var_x", "mean_c", "var_c")
 _CHUNK_FLOATS = 1 << 20  # of d(ax) in one chunk: what stays in the caches until the weights' gradients have read it
 _SMALL_CHUNK, _SMALL_WEIGHTS = 1 << 18, 1 << 17  # so few, where so many weights leave room in L2 for it beside them
 _MOST_STORED, _CHEAP_STATE = 1 << 24, 256  # beyond so many floats, up to this H, W_hh h is computed again: it is faster
+_FEW_ROWS = 16  # from here on, products of one step are fast enough to be worth packing the weights for them
 _CHEAP_INPUT = 16  # up to this D, computing W_ih x again costs less than writing and reading it
 
 
@@ -119,7 +120,7 @@ class _Kind:
 @functools.cache
 def _kind_of(cell: str, cfg: NormConfig) -> _Kind:
     sites, traits = cfg.sites_for(cell), cfg.traits
-    joint = cell == "rnn" and sites in ((), ("sum",))
+    joint = cell != "gru" and not {"input", "recurrent"}.intersection(sites)
     bits = sum(_SITE_BITS[site] for site in sites)
     constants = {"cell": _CELLS.index(cell), "sites": bits, "joint": joint, "eps": cfg.eps}
     constants |= {"columns": traits.axis == "batch", "centred": traits.centred}
@@ -139,7 +140,7 @@ class _Call:
     given: Stats | None  # batch statistics to use in place of the batch's own
     stored: tuple[str, ...]  # of ah and ax, the summed inputs that a backward pass finds
     rows: int  # of them, at least as many as are computed
-    external: bool  # one step: the products are left to torch, which needs no packing of the weights for them
+    external: bool  # one step of few rows: the products are left to torch, which packs no weights for them
     nonlinearity: str  # of the RNN
 
     def args(
@@ -148,7 +149,7 @@ class _Call:
         a = _Args(T=T, B=B, D=D, H=H, external=self.external, **self.kind.constants)
         a.relu, a.given_stats = self.nonlinearity == "relu", self.given is not None
         G = gate.GATES[self.cell] * H
-        a.threads = 1 if self.external and B * G < 1 << 16 else torch.get_num_threads()
+        a.threads = 1 if T == 1 and B * G < 1 << 16 else torch.get_num_threads()
         a.chunk = max(1, min(T, (_SMALL_CHUNK if G * (D + H) <= _SMALL_WEIGHTS else _CHUNK_FLOATS) // (B * G)))
         for name, tensor in {"x": x, "c0": c0, **params}.items():
             _point(a, name, tensor)
@@ -277,8 +278,7 @@ def _backward(
     assert w_hh is not None
     if call.external:
         dah = torch.empty(B, len(w_hh))
-        one_gradient = call.kind.joint or (a.sites in (0, 4) and call.cell == "lstm")
-        dax = dah if one_gradient else torch.empty(B, len(w_hh))
+        dax = dah if call.kind.joint else torch.empty(B, len(w_hh))
         _point(a, "dax", dax)
         _point(a, "dah", dah)
     tensors = {"hs": saved.hs, "c": saved.c, "ax": saved.ax, "ah": saved.ah, "rs": saved.rs}
@@ -335,7 +335,7 @@ def _prepared(
     stats = call.given
     given = None if stats is None else Stats(*(None if s is None else s.detach().contiguous() for s in stats))
     rows = _rows(x, None if operator else ragged)
-    external = x.shape[0] == 1 and ragged is None and not operator
+    external = x.shape[0] == 1 and x.shape[1] < _FEW_ROWS and ragged is None and not operator
     stored = _stored(call, rows, x.shape[2], *p.weight_hh.shape)
     kind = _kind_of(call.cell, call.cfg)
     return _Call(call.cell, call.cfg, kind, ragged, given, stored, rows, external, call.nonlinearity), inputs
@@ -346,7 +346,7 @@ def _stored(call: Call, rows: int, D: int, G: int, H: int) -> tuple[str, ...]:
     if not call.keep or call.recompute or (rows * G > _MOST_STORED and H <= _CHEAP_STATE):
         return ()
     if _kind_of(call.cell, call.cfg).joint:
-        return ("ah",) if call.cfg.sites_for(call.cell) else ()
+        return ("ah",) if call.cell == "lstm" or call.cfg.sites_for(call.cell) else ()
     return ("ah",) if D <= _CHEAP_INPUT else ("ah", "ax")
 
 

@@ -78,23 +78,30 @@ template <bool COL> struct Cell {
 
 template <class L> INLINE void add(float* p, vf v, L lane) { store(p, load(p, lane) + v, lane); }
 
-// The summed input of one gate of the LSTM.
+// One gate of the LSTM: of both terms, or with x null of h, their sum.
 template <bool COL, class L>
 static INLINE vf lstm_gate(const Cell<COL>& s, const float* x, const float* h, int gate, long j, L lane) {
     const long i = gate * s.n + j;
-    return s.input(x, gate, j, lane) * load(s.p.gain_x + i, lane)
-         + s.recurrent(h, gate, j, lane) * load(s.p.gain_h + i, lane) + load(s.p.bias_x + i, lane);
+    const vf sum = x ? s.input(x, gate, j, lane) * load(s.p.gain_x + i, lane)
+                           + s.recurrent(h, gate, j, lane) * load(s.p.gain_h + i, lane)
+                     : load(h + i, lane);
+    const vf pre = sum + load(s.p.bias_x + i, lane);
+    return gate == 2 ? tanh_(pre) : sigmoid(pre);
 }
 
-// Equations 20-21 up to the output gate; c is carried as it is, never normalized.
+// Equations 20-21 up to the output gate; c is carried as it is, never normalized. The gates go to kept (4, n), unless
+// that is null; it may be h.
 template <bool COL>
-static INLINE void lstm_gates(const Cell<COL>& s, const float* x, const float* h, const float* c_prev,
-                              float* c, float* o) {
+static INLINE void lstm_gates(const Cell<COL>& s, const float* x, const float* h, const float* c_prev, float* c,
+                              float* o, float* kept) {
     lanes(s.n, [&](long j, auto L) HOT {
-        vf pre[4];
-        for (int k = 0; k < 4; k++) pre[k] = lstm_gate(s, x, h, k, j, L);
-        store(c + j, sigmoid(pre[1]) * load(c_prev + j, L) + sigmoid(pre[0]) * tanh_(pre[2]), L);
-        store(o + j, sigmoid(pre[3]), L);
+        vf gate[4];
+        for (int k = 0; k < 4; k++) {
+            gate[k] = lstm_gate(s, x, h, k, j, L);
+            if (kept) store(kept + k * s.n + j, gate[k], L);
+        }
+        store(c + j, gate[1] * load(c_prev + j, L) + gate[0] * gate[2], L);
+        store(o + j, gate[3], L);
     });
 }
 
@@ -106,21 +113,21 @@ template <bool COL> static INLINE void lstm_output(const Cell<COL>& s, const flo
     });
 }
 
-// Rebuilds the gates into act (4, n); d(o) into dz; the gradient that reaches the normalized cell into dcell. sum_dn
-// and sum_dn_hat: of gain * that gradient, and of that times hat, over the row.
+// Rebuilds the gates into act (4, n), where they are already if h is null; d(o) into dz; the gradient that reaches the
+// normalized cell into dcell. sum_dn and sum_dn_hat: of gain * that gradient, and of that times hat, over the row.
 template <bool COL>
 static INLINE void lstm_output_back(const Cell<COL>& s, const float* x, const float* h, const float* c,
                                     const float* dout, const float* dh, float* act, float* dcell, float* dz,
                                     float& sum_dn, float& sum_dn_hat) {
     vf s1 = {}, s2 = {};
     lanes(s.n, [&](long j, auto L) HOT {
-        vf gate[4];
-        for (int k = 0; k < 4; k++) {
-            vf pre = lstm_gate(s, x, h, k, j, L);
-            gate[k] = k == 2 ? tanh_(pre) : sigmoid(pre);
-            store(act + k * s.n + j, gate[k], L);
+        for (long k = 4; x && k < 8; k++) {  // the next row, which comes from L3, in pieces too short to be foreseen
+            __builtin_prefetch(x + k * s.n + j);
+            __builtin_prefetch(h + k * s.n + j);
         }
-        const vf o = gate[3], chat = s.c.hat(load(c + j, L), 0, j, L), gain = load(s.p.gain_c + j, L);
+        for (int k = 0; h && k < 4; k++) store(act + k * s.n + j, lstm_gate(s, x, h, k, j, L), L);
+        const vf o = load(act + 3 * s.n + j, L), gain = load(s.p.gain_c + j, L);
+        const vf chat = s.c.hat(load(c + j, L), 0, j, L);
         const vf m = tanh_(chat * gain + load(s.p.bias_c + j, L));
         const vf d = dout ? load(dh + j, L) + load(dout + j, L) : load(dh + j, L);
         store(dz + 3 * s.n + j, d * m * o * (1.f - o), L);
@@ -139,7 +146,7 @@ static INLINE void lstm_output_back(const Cell<COL>& s, const float* x, const fl
 struct Sums { float x[2] = {0, 0}, x_hat[2] = {0, 0}, h[2] = {0, 0}, h_hat[2] = {0, 0}; };
 
 // m1, m2: the two means that the cell's normalization subtracts (rows: scalars; columns: vectors v1, v2, v1 null where
-// the statistics were given).
+// the statistics were given). x null: neither term is normalized, and dx is the gradient of both.
 template <bool COL>
 static INLINE Sums lstm_gates_back(const Cell<COL>& s, const float* x, const float* h, const float* c_prev,
                                    const float* c, const float* act, const float* dcell, float m1, float m2,
@@ -163,13 +170,14 @@ static INLINE Sums lstm_gates_back(const Cell<COL>& s, const float* x, const flo
                             load(dx + 3 * n + j, L)};
         for (int k = 0; k < 4; k++) {
             const long q = k * n + j;
-            const vf xhat = s.input(x, k, j, L), hhat = s.recurrent(h, k, j, L);
             add(s.d.bias_x + q, grad[k], L);
+            if (!x) { store(dx + q, grad[k], L); continue; }
+            const vf xhat = s.input(x, k, j, L), hhat = s.recurrent(h, k, j, L);
             add(s.d.gain_x + q, grad[k] * xhat, L);
             add(s.d.gain_h + q, grad[k] * hhat, L);
             const vf ux = grad[k] * load(s.p.gain_x + q, L), uh = grad[k] * load(s.p.gain_h + q, L);
             store(dx + q, COL ? grad[k] : ux, L);
-            if (dh != dx) store(dh + q, COL ? grad[k] : uh, L);
+            store(dh + q, COL ? grad[k] : uh, L);
             x1 += ux; x2 += ux * xhat;
             h1 += uh; h2 += uh * hhat;
         }

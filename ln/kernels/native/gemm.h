@@ -5,6 +5,7 @@
 #pragma once
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #if defined(__AVX512F__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
@@ -157,6 +158,22 @@ template <int RS, int CS, int CHAIN> struct Micros {
 static const Micros<A_STRIDE, 1, KC> micro_rows;          // A copied row by row
 static const Micros<1, MR, CHAIN_SUMMED> micro_cols;  // A transposed: the rows of a tile lie side by side
 
+// The W x W numbers of W vectors, transposed: blocks of S x S change places, for S = W/2, W/4, ... 1.
+template <int S, int... J> INLINE void exchange(vf& a, vf& b, std::integer_sequence<int, J...>) {
+    const vi low = {(J & S ? W + J - S : J)...}, high = {(J & S ? W + J : J + S)...};
+    const vf first = __builtin_shuffle(a, b, low);
+    b = __builtin_shuffle(a, b, high);
+    a = first;
+}
+template <int S = W / 2> INLINE void transpose(vf* v) {
+    if constexpr (S > 0) {
+#pragma GCC unroll 16
+        for (int i = 0; i < W; i++)
+            if (!(i & S)) exchange<S>(v[i], v[i + S], std::make_integer_sequence<int, W>());
+        transpose<S / 2>(v);
+    }
+}
+
 INLINE long up(long n, long m) { return (n + m - 1) / m * m; }
 inline long packed_size(long K, long N) { return K * up(N, W); }
 
@@ -168,14 +185,21 @@ static void pack(long K, long N, Row row, float* out, long first = 0, long step 
     for (long p = first; p * NR < N; p += step) {
         long n0 = p * NR, cols = N - n0 < NR ? N - n0 : NR, width = cols <= W ? W : NR;
         float* o = out + n0 * K;
-        if (cols < width) memset(o, 0, sizeof(float) * K * width);
         if constexpr (BY_COLUMN) {
-            for (long k0 = 0; k0 < K; k0 += 16)  // 16 summands at a time keep the target lines in L1
-                for (long n = 0; n < cols; n++) {
-                    const float* s = row(n0 + n);
-                    for (long k = k0; k < K && k < k0 + 16; k++) o[k * width + n] = s[k];
-                }
+            for (long n = 0; n < cols; n += W)
+                lanes(K, [&](long k, auto L) HOT {
+                    vf block[W];
+#pragma GCC unroll 16
+                    for (int i = 0; i < W; i++) block[i] = n + i < cols ? load(row(n0 + n + i) + k, L) : vf{};
+                    transpose(block);
+#pragma GCC unroll 16
+                    for (int i = 0; i < W; i++)
+                        if (k + i < K) store(o + (k + i) * width + n, block[i]);
+                });
+        } else if (cols == NR) {
+            for (long k = 0; k < K; k++) memcpy(o + k * NR, row(k) + n0, sizeof(float) * NR);
         } else {
+            memset(o, 0, sizeof(float) * K * width);
             for (long k = 0; k < K; k++) memcpy(o + k * width, row(k) + n0, sizeof(float) * cols);
         }
     }
@@ -195,13 +219,15 @@ static void gemm(long M, long N, long K, const float* A, long lda, const float* 
             const long m0 = block * M / m_blocks, nm = (block + 1) * M / m_blocks - m0, tiles = (nm + MR - 1) / MR;
             auto begin = [&](long tile) { return tile * nm / tiles; };  // even tiles rather than one small rest
             if constexpr (TRANSPOSED) {
-                for (long tile = 0; tile < tiles; tile++) {
-                    const long m = begin(tile), rows = begin(tile + 1) - m;
-                    const float* a = A + k0 * lda + m0 + m;
-                    float* s = scratch + tile * MR * KC;
-                    if (rows == MR) for (long k = 0; k < nk; k++) memcpy(s + k * MR, a + k * lda, sizeof(float) * MR);
-                    else for (long k = 0; k < nk; k++) for (long r = 0; r < rows; r++) s[k * MR + r] = a[k * lda + r];
-                }
+                for (long at = 0; at < nk; at += 16)  // few rows of A at a time, so that their lines are still in L1
+                    for (long tile = 0; tile < tiles; tile++) {
+                        const long m = begin(tile), rows = begin(tile + 1) - m, end = at + 16 < nk ? at + 16 : nk;
+                        const float* a = A + k0 * lda + m0 + m;
+                        float* s = scratch + tile * MR * KC;
+                        lanes(rows, [&](long r, auto L) HOT {
+                            for (long k = at; k < end; k++) store(s + k * MR + r, load(a + k * lda + r, L), L);
+                        });
+                    }
             } else {
                 for (long m = 0; m < nm; m++)
                     memcpy(scratch + m * A_STRIDE, A + (m0 + m) * lda + k0, sizeof(float) * nk);

@@ -3,8 +3,9 @@
 //
 // Shapes: T time, B batch, D input, H hidden, G summed inputs: one of each unit for every gate (LSTM 4H: i f g o, GRU
 //   3H: r z n, RNN H).
-//   ax = W_ih x (+ inner bias), ah = W_hh h: the two terms of summed inputs. In a joint RNN, whose terms are normalized
-//   as one or not at all, both are one array: ah = ax + W_hh h, and the site of the sum is the recurrent one.
+//   ax = W_ih x (+ inner bias), ah = W_hh h: the two terms of summed inputs. In a joint layer (RNN, LSTM), whose terms
+//   are normalized as one or not at all, both are one array: ah = ax + W_hh h, and the site of the sum is the recurrent
+//   one.
 //
 // How the work is dealt out. Under layer norm a batch row never meets another one, so a thread owns rows for all T and
 // the time loop has no barrier ("rows"). Under batch norm a column never meets another one except through h, so a
@@ -13,10 +14,10 @@
 // [group][row][gate][unit of the group]; in rows there is one group with all units, so this is the plain (row, G).
 //
 // What is kept. Saved between forward and backward: h and c of every step, the raw terms ax and ah, and statistics;
-// gates are rebuilt from those, which costs less than streaming them. Without ax or ah (null) they are recomputed, a
-// chunk of steps at a time: one large product each, still in cache when the recurrence reads it. The backward works in
-// the same chunks: the recurrence fills d(ax), d(ah) of a chunk, then all threads turn them into weight gradients and
-// dx.
+// gates are rebuilt from those, which costs less than streaming them; in a joint LSTM they take their place. Without ax
+// or ah (null) they are recomputed, a chunk of steps at a time: one large product each, still in cache when the
+// recurrence reads it. The backward works in the same chunks: the recurrence fills d(ax), d(ah) of a chunk, then all
+// threads turn them into weight gradients and dx.
 //
 // Rows of different lengths come longest first, so the rows that run at step t are the first ones, and only those are
 // computed or kept: ax, ah and their gradients hold first[t] .. first[t + 1] for step t, while x, hs, c and rs have all
@@ -62,6 +63,7 @@ struct Plan {
     const long gates, G, groups, chunk_rows, blocks;
     const bool measures;    // batch statistics are taken here, not given
     const bool reads_terms; // not so the backward of a joint RNN without a norm, which needs h alone
+    const bool keeps_gates; // in place of their summed inputs
     const bool redoes_ax, redoes_ah;  // the backward computes them again
     long size = 0;        // of the workspace, in floats
     float *packed_w_ih, *packed_w_hh, *packed_w_ih_back, *packed_w_hh_back;
@@ -78,7 +80,9 @@ struct Plan {
     Plan(const Args& a, bool backward, float* base)
         : a(a), gates(a.cell == GRU ? 3 : a.cell == LSTM ? 4 : 1), G(gates * a.H), groups(a.columns ? a.groups : 1),
           chunk_rows(a.chunk * a.B), blocks(a.columns ? 1 : std::min<long>(a.B, BLOCKS)),
-          measures(a.columns && !a.given_stats), reads_terms(!backward || !a.joint || on(RECURRENT)),
+          measures(a.columns && !a.given_stats),
+          reads_terms(!backward || !a.joint || a.cell == LSTM || on(RECURRENT)),
+          keeps_gates(a.joint && a.cell == LSTM && a.ah),
           redoes_ax(backward && reads_terms && !(a.joint ? a.ah : a.ax)), redoes_ah(backward && reads_terms && !a.ah) {
         const bool products = !a.external;
         auto take = [&](long n, bool needed = true) -> float* {
@@ -98,9 +102,7 @@ struct Plan {
         ah = terms(a.ah, backward || a.joint ? chunk_rows : a.B, reads_terms);
         ax = a.joint ? ah : terms(a.ax, chunk_rows);
         dah = terms(a.dah, chunk_rows, backward);
-        // Where neither term is normalized and none has a factor of its own, both have the same gradient.
-        const bool one_gradient = a.joint || (a.cell == LSTM && !on(INPUT) && !on(RECURRENT));
-        dax = one_gradient ? dah : terms(a.dax, chunk_rows, backward);
+        dax = a.joint ? dah : terms(a.dax, chunk_rows, backward);
         packed_x = take(chunk_rows * padded_D, backward && products && a.dw_ih && a.D > THIN);
         packed_h = take(chunk_rows * up(H, W), backward && products && a.dw_hh);
         parameters = affine(take(affine_size()));
@@ -304,17 +306,17 @@ static void rows_forward(const Plan& q, Chunk chunk, long t, long b0, long b1, f
     };
     for (long b = b0; b < b1; b++) {
         const long row = t * a.B + b;
-        const float *x = q.at(q.ax, chunk, t, 0, b), *h_row = ah + b * G;
-        float* h = a.hs + (row + a.B) * H;
+        const float* x = a.joint ? nullptr : q.at(q.ax, chunk, t, 0, b);
+        float *h_row = ah + b * G, *h = a.hs + (row + a.B) * H;
         if (q.on(INPUT)) measure(s.x, x);
         if (q.on(RECURRENT)) measure(s.h, h_row);
         if (gru) {
             gru_step(s, x, h_row, a.hs + row * H, h);
         } else if (a.cell == RNN) {
-            rnn_step(s, a.relu, a.joint ? nullptr : x, h_row, h);
+            rnn_step(s, a.relu, x, h_row, h);
         } else {
             float* c = a.c + row * H;
-            lstm_gates(s, x, h_row, t ? c - a.B * H : a.c0 + b * H, c, o);
+            lstm_gates(s, x, h_row, t ? c - a.B * H : a.c0 + b * H, c, o, q.keeps_gates ? h_row : nullptr);
             if (q.on(CELL)) row_statistics(c, H, a.eps, a.centred, s.c.mean[0], s.c.rstd[0]);
             lstm_output(s, c, o, h);
         }
@@ -336,11 +338,11 @@ static void columns_forward(const Plan& q, Chunk chunk, long t, long p, float* s
     float* o = q.activations + a.B * u;
     for (long b = 0; b < rows; b++) {
         const long row = t * a.B + b;
-        const float *x = ax + b * cols, *h_row = ah + b * cols;
-        float *h = a.hs + (row + a.B) * H + u, *c = a.c + row * H + u;
+        const float* x = a.joint ? nullptr : ax + b * cols;
+        float *h_row = ah + b * cols, *h = a.hs + (row + a.B) * H + u, *c = a.c + row * H + u;
         if (a.cell == GRU) gru_step(s, x, h_row, a.hs + row * H + u, h);
-        else if (a.cell == RNN) rnn_step(s, a.relu, a.joint ? nullptr : x, h_row, h);
-        else lstm_gates(s, x, h_row, t ? c - a.B * H : a.c0 + b * H + u, c, o + b * n);
+        else if (a.cell == RNN) rnn_step(s, a.relu, x, h_row, h);
+        else lstm_gates(s, x, h_row, t ? c - a.B * H : a.c0 + b * H + u, c, o + b * n, q.keeps_gates ? h_row : nullptr);
     }
     if (a.cell != LSTM) return;
     q.take_statistics(CELL, p, t, q.measures, a.c + t * a.B * H + u, H);
@@ -401,17 +403,19 @@ static void rows_backward(const Plan& q, Chunk chunk, long t, long block, float*
     for (long b = q.row_begin(block), end = std::min(q.row_begin(block + 1), q.rows(t)); b < end; b++) {
         const long row = t * a.B + b;
         float *dx = q.at(q.dax, chunk, t, 0, b), *dah = q.at(q.dah, chunk, t, 0, b), *dh = q.dh + b * H;
-        const float *x = q.at(q.ax, chunk, t, 0, b), *h = q.at(q.ah, chunk, t, 0, b);
+        const float* x = a.joint ? nullptr : q.at(q.ax, chunk, t, 0, b);
+        float* h = q.at(q.ah, chunk, t, 0, b);
         const float* dout = a.dout ? a.dout + row * H : nullptr;
         restore(s, gru, a.rs + row * 8);
         Sums g;
         if (gru) {
             g = gru_step_back(s, x, h, a.hs + row * H, dout, dh, dx, dah);
         } else if (a.cell == RNN) {
-            g = rnn_step_back(s, a.relu, a.joint ? nullptr : x, h, a.hs + (row + a.B) * H, dout, dh, dx, dah);
+            g = rnn_step_back(s, a.relu, x, h, a.hs + (row + a.B) * H, dout, dh, dx, dah);
         } else {
-            float *c = a.c + row * H, *act = scratch, *dcell = scratch + 4 * H, sum_dn, sum_dn_hat;
-            lstm_output_back(s, x, h, c, dout, dh, act, dcell, dx, sum_dn, sum_dn_hat);
+            float *c = a.c + row * H, *dcell = scratch + 4 * H, sum_dn, sum_dn_hat;
+            float* act = q.keeps_gates ? h : scratch;
+            lstm_output_back(s, x, q.keeps_gates ? nullptr : h, c, dout, dh, act, dcell, dx, sum_dn, sum_dn_hat);
             if (!q.on(CELL)) sum_dn = sum_dn_hat = 0;
             if (!a.centred) sum_dn = 0;  // a mean that was not taken away has no gradient
             g = lstm_gates_back(s, x, h, t ? c - a.B * H : a.c0 + b * H, c, act, dcell, sum_dn / H, sum_dn_hat / H,
@@ -440,7 +444,7 @@ static void columns_backward(const Plan& q, Chunk chunk, long t, long p) {
     const Affine total = q.of_group(q.affine(q.gradients), p), mean = q.of_group(q.means, p);
     for (float* v : {s.d.bias_x, s.d.bias_h, s.d.gain_x, s.d.gain_h}) memset(v, 0, sizeof(float) * cols);
     for (float* v : {s.d.gain_c, s.d.bias_c}) memset(v, 0, sizeof(float) * n);
-    auto ax = [&](long b) { return q.at(q.ax, chunk, t, p, b); };
+    auto ax = [&](long b) { return a.joint ? nullptr : q.at(q.ax, chunk, t, p, b); };
     auto ah = [&](long b) { return q.at(q.ah, chunk, t, p, b); };
     auto dx = [&](long b) { return q.at(q.dax, chunk, t, p, b); };
     auto dah = [&](long b) { return q.at(q.dah, chunk, t, p, b); };
@@ -457,22 +461,22 @@ static void columns_backward(const Plan& q, Chunk chunk, long t, long p) {
             gru_step_back(s, ax(b), ah(b), a.hs + (t * a.B + b) * H + u, dout(b), dh(b), dx(b), dah(b));
     } else if (a.cell == RNN) {
         for (long b = 0; b < rows; b++)
-            rnn_step_back(s, a.relu, a.joint ? nullptr : ax(b), ah(b), a.hs + ((t + 1) * a.B + b) * H + u, dout(b),
-                          dh(b), dx(b), dah(b));
+            rnn_step_back(s, a.relu, ax(b), ah(b), a.hs + ((t + 1) * a.B + b) * H + u, dout(b), dh(b), dx(b), dah(b));
     } else {
-        auto act = [&](long b) { return q.activations + 5 * (a.B * u + b * n); };  // the four gates, and d(cell)
+        auto dcell = [&](long b) { return q.activations + 5 * (a.B * u + b * n); };
+        auto act = [&](long b) { return q.keeps_gates ? ah(b) : dcell(b) + n; };
         float unused[2];
         for (long b = 0; b < rows; b++)
-            lstm_output_back(s, ax(b), ah(b), cell(b), dout(b), dh(b), act(b), act(b) + 4 * n, dx(b), unused[0],
-                             unused[1]);
+            lstm_output_back(s, ax(b), q.keeps_gates ? nullptr : ah(b), cell(b), dout(b), dh(b), act(b), dcell(b),
+                             dx(b), unused[0], unused[1]);
         const bool subtract = q.measures && q.on(CELL);
         if (subtract) {
             take_mean(s.d.bias_c, n, mean.bias_c);
             take_mean(s.d.gain_c, n, mean.gain_c);
         }
         for (long b = 0; b < rows; b++) {
-            lstm_gates_back(s, ax(b), ah(b), t ? cell(b) - a.B * H : a.c0 + b * H + u, cell(b), act(b), act(b) + 4 * n,
-                            0, 0, subtract ? mean.bias_c : nullptr, mean.gain_c, q.dc + b * H + u, dx(b), dah(b));
+            lstm_gates_back(s, ax(b), ah(b), t ? cell(b) - a.B * H : a.c0 + b * H + u, cell(b), act(b), dcell(b), 0,
+                            0, subtract ? mean.bias_c : nullptr, mean.gain_c, q.dc + b * H + u, dx(b), dah(b));
             memset(dh(b), 0, sizeof(float) * n);
         }
     }
