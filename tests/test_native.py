@@ -422,6 +422,20 @@ def test_memory_is_reused_only_when_nothing_refers_to_it() -> None:
     assert at in addresses
 
 
+def test_memory_of_sizes_no_longer_wanted_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a small layer left behind must not push out what a larger one wants in turn at every pass."""
+    pool = Pool()
+    small = [pool.empty(1 << 19) for _ in range(4)]
+    del small
+    mapped: list[int] = []
+    plain = mmap.mmap
+    monkeypatch.setattr(native_memory.mmap, "mmap", lambda *a, **k: mapped.append(a[1]) or plain(*a, **k))
+    for _ in range(3):
+        pool.empty(1 << 20)
+        pool.empty(3 << 19)
+    assert len(mapped) == 2
+
+
 def test_a_repeated_pass_takes_all_its_memory_from_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
     """Though forward and backward want different sizes, more of them together than are ever in use at once."""
     monkeypatch.setattr(native, "POOL", Pool())

@@ -20,7 +20,8 @@ _SMALL = 1 << 18  # bytes; below this the C allocator reuses memory itself
 
 
 class Pool:
-    """Free memory by size. With what is in use it never holds more than twice what was in use at one time."""
+    """Free memory by size. With what is in use it never holds more than twice what was in use at one time; of a size
+    that came back longest ago some is let go first."""
 
     def __init__(self) -> None:
         # Re-entrant: the garbage collector may give a buffer back while this very thread is taking one.
@@ -53,12 +54,12 @@ class Pool:
     def _give_back(self, memory: mmap.mmap, size: int) -> None:
         with self._lock:
             self._used -= size
-            self._free.setdefault(size, []).append(memory)
+            self._free[size] = [*self._free.pop(size, ()), memory]  # now the last of the sizes
             self._kept += size
             while self._kept + self._used > 2 * self._most_used:
-                largest = max(s for s, buffers in self._free.items() if buffers)
-                self._free[largest].pop()
-                self._kept -= largest
+                oldest = next(s for s, buffers in self._free.items() if buffers)
+                self._free[oldest].pop()
+                self._kept -= oldest
 
     def clear(self) -> None:
         """Return the free memory to the system."""
