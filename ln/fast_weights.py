@@ -44,14 +44,15 @@ class _FastWeights(nn.Module):
         self,
         input_size: int,
         hidden_size: int,
-        decay: float,
-        rate: float,
-        inner_steps: int,
-        nonlinearity: str,
-        norm: str | NormConfig,
-        identity: float,
-        device: torch.device | str | None,
-        dtype: torch.dtype | None,
+        *,
+        decay: float = 0.95,
+        rate: float = 0.5,
+        inner_steps: int = 1,
+        nonlinearity: str = "relu",
+        norm: str | NormConfig = "layer",
+        identity: float = 0.05,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         checks.size("input_size", input_size)
@@ -177,7 +178,18 @@ class FastWeights(_FastWeights):
     ) -> None:
         if form not in _FORMS:
             raise ValueError(f"form={form} is unknown; choose one of {', '.join(_FORMS)}")
-        super().__init__(input_size, hidden_size, decay, rate, inner_steps, nonlinearity, norm, identity, device, dtype)
+        super().__init__(
+            input_size,
+            hidden_size,
+            decay=decay,
+            rate=rate,
+            inner_steps=inner_steps,
+            nonlinearity=nonlinearity,
+            norm=norm,
+            identity=identity,
+            device=device,
+            dtype=dtype,
+        )
         self.form, self.batch_first = form, checks.flag("batch_first", batch_first)
 
     def extra_repr(self) -> str:
@@ -271,7 +283,8 @@ class FastWeights(_FastWeights):
 
 
 class FastWeightsCell(_FastWeights):
-    """One step of `FastWeights`, for models whose input depends on their own state; parameters and errors as there.
+    """One step of `FastWeights`, for models whose input depends on their own state; arguments, parameters and errors
+    as there, without form and batch_first.
 
     forward(input, state=None) -> (h, A): input (B, D); state: h (B, H) and A (B, H, H), zeros if None.
 
@@ -281,22 +294,6 @@ class FastWeightsCell(_FastWeights):
     >>> state.h.shape, state.A.shape
     (torch.Size([3, 16]), torch.Size([3, 16, 16]))
     """
-
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        *,
-        decay: float = 0.95,
-        rate: float = 0.5,
-        inner_steps: int = 1,
-        nonlinearity: str = "relu",
-        norm: str | NormConfig = "layer",
-        identity: float = 0.05,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        super().__init__(input_size, hidden_size, decay, rate, inner_steps, nonlinearity, norm, identity, device, dtype)
 
     def forward(self, input: Tensor, state: FastState | None = None) -> FastState:
         if input.dim() != 2 or input.shape[1] != self.input_size:

@@ -55,10 +55,14 @@ class _Recurrent(NormalizedRecurrence):
         self.state_names = ("h0", "c0") if cell == "lstm" else ("h0",)
         self.num_directions = 2 if bidirectional else 1
         for layer in range(num_layers):
-            width = input_size if layer == 0 else hidden_size * self.num_directions
+            width = self._width(layer)
             for suffix in (f"_l{layer}", f"_l{layer}_reverse")[: self.num_directions]:
                 self.add_direction(suffix, width, self.state_names if learn_state else ())
         self.reset_parameters()
+
+    def _width(self, layer: int) -> int:
+        """D of a layer's input."""
+        return self.input_size if layer == 0 else self.hidden_size * self.num_directions
 
     def _call(
         self, input: Tensor | PackedSequence, hx: Any, lengths: Tensor | Sequence[int] | None
@@ -190,8 +194,7 @@ class _Recurrent(NormalizedRecurrence):
         weights = []
         for n, suffix in enumerate(self._suffixes):
             p = self.params(suffix, x.dtype)
-            width = self.input_size if n < self.num_directions else self.hidden_size * self.num_directions
-            gate.check_sizes(self.cell, x, state[0][n], None, p, width)
+            gate.check_sizes(self.cell, x, state[0][n], None, p, self._width(n // self.num_directions))
             weights += [value for value in p[:4] if value is not None]
         hidden = state if self.cell == "lstm" else state[0]
         flags = (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional, False)
