@@ -27,6 +27,7 @@ def plan(
     monkeypatch.setenv("LN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("LN_DATA", str(tmp_path / "none"))
     monkeypatch.setattr(pace, "MOST_STEPS", 2)
+    monkeypatch.setattr("os.getloadavg", lambda: (0.0, 0.0, 0.0))  # what else runs meanwhile
 
     def said(*more: str) -> tuple[str, str]:
         words = ["plan", "mnist", "--profile=smoke", f"--results={tmp_path}/results", "--seeds=0,1", *more]
@@ -52,6 +53,18 @@ def test_where_no_run_tells_steps_are_timed_once_on_a_machine(
         path.write_text("{")
     with pytest.raises(pytest.fail.Exception, match="timed again"):  # what was noted is damaged
         plan("--norms=layer,none")
+
+
+@pytest.mark.parametrize(("load", "threads"), [(0.2, 4), (2.8, 1), (9.0, 1)])
+def test_steps_are_timed_by_the_cores_that_are_free(
+    plan: Callable[..., tuple[str, str]], monkeypatch: pytest.MonkeyPatch, load: float, threads: int
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("os.getloadavg", lambda: (load, 0.0, 0.0))
+    by: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", by.append)
+    plan("--norms=layer")
+    assert by == [threads, 1]  # the recipe at batch 4 has one thread of its own
 
 
 def test_what_runs_tell_is_not_timed(

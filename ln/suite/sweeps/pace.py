@@ -58,13 +58,13 @@ def pace_of(info: dict[str, Any]) -> Pace:
 
 
 def estimated(recipe: Recipe) -> Pace:
-    """From a few steps and an evaluation of the recipe; timed once on each machine, which takes seconds.
+    """From a few steps and an evaluation of the recipe; timed once on each machine with as many free cores, in seconds.
 
     Raises:
         Mistake: its data or device cannot be had.
     """
     device = device_of(recipe.device, recipe.profile)
-    threads = recipe.threads or os.cpu_count() or 1
+    threads = recipe.threads or _free_cores()
     source = _source(recipe.task, recipe.data)
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
     made_for = [identity_hash(recipe, source.identity), machine, threads, torch.__version__]
@@ -77,6 +77,12 @@ def estimated(recipe: Recipe) -> Pace:
     found = timed(recipe, built(imported(recipe.task), recipe, source, device))
     write_text(path, json.dumps(asdict(found)))
     return found
+
+
+def _free_cores() -> int:
+    """The cores that nothing else uses now, at least one: threads that wait for a core stretch a step many times."""
+    busy = round(os.getloadavg()[0]) if hasattr(os, "getloadavg") else 0
+    return max(1, (os.cpu_count() or 1) - busy)
 
 
 @cache
