@@ -1,8 +1,8 @@
-"""The paper's analysis measured (section 5): Table 1's invariances, the Fisher blocks of equations 13-14, and the
-growth of the weights under training.
+"""The paper's analysis measured: Table 1's invariances, the Fisher blocks of equations 13-14, the growth of the weights
+under training (section 5), and what a recurrence does to its summed inputs and gradients (section 3.1).
 
-The table and the Fisher matrix are measured on random networks in float64 with real inputs; the growth on a network in
-training. Shapes: B batch, D input, H units, K draws.
+All but the growth, which is that of a network in training, is measured on random networks in float64 with real inputs.
+Shapes: B batch, D input, H units, K draws, T steps.
 """
 
 import math
@@ -31,6 +31,13 @@ COLUMNS = {
     "dataset_recentering": "dataset\nre-centering",
     "case_rescaling": "single case\nre-scaling",
 }
+# Of recurrent units: the function, and the gain of random weights that keeps the size of (small) states.
+UNITS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
+    "rectified": (torch.relu, math.sqrt(2)),
+    "tanh": (torch.tanh, 1.0),
+}
+FACTORS = {"half": 0.5, "twice": 2.0}  # of that gain
+STEPS = 50
 # The paper has no epsilon; torch insists on one. This one vanishes beside any variance.
 NO_EPS = 1e-60
 
@@ -179,7 +186,11 @@ def fisher_by_differentiation(norm: str, theta: Tensor, x: Tensor, own: bool) ->
 
 
 def fisher_row(norm: str, images: Tensor, settings: Settings) -> dict[str, float]:
-    """How well equation 13 agrees with differentiation, and what doubling the weights does to its blocks."""
+    """How well equation 13 agrees with differentiation, and what doubling the weights does to its blocks.
+
+    The errors are relative to the Fisher matrix: of the units' own blocks (i = j), of these as far as equation 13 goes
+    (`own`), of their w-w parts, and of the whole matrix.
+    """
     units, size = settings.fisher_units, settings.fisher_inputs
     x = images[torch.randperm(len(images))[: settings.cases]].double()
     x = x @ torch.randn(x.shape[1], size, dtype=torch.float64) / math.sqrt(x.shape[1])  # few enough for a Hessian
@@ -191,16 +202,22 @@ def fisher_row(norm: str, images: Tensor, settings: Settings) -> dict[str, float
     doubled[:, :-2] *= 2  # all of W: under layer norm a single w_i changes the shared sigma only in part
     twice = fisher_by_equation(norm, doubled, x)
     w, b = slice(0, size), size
+    exact, own = (fisher_by_differentiation(norm, theta, x, own=only) for only in (False, True))
 
-    def gap(other: Tensor) -> float:
-        return float((other - equation).norm() / equation.norm())
+    def error(truth: Tensor, part: Callable[[Tensor], Tensor] = lambda f: f) -> float:
+        return float((part(equation) - part(truth)).norm() / part(truth).norm())
+
+    def blocks(f: Tensor) -> Tensor:
+        return f.diagonal(dim1=0, dim2=2)  # (D + 2, D + 2, H)
 
     def ratio(block: Callable[[Tensor], Tensor]) -> float:
         return float(block(twice).norm() / block(equation).norm())
 
     return {
-        "fisher_log10_error": math.log10(max(gap(fisher_by_differentiation(norm, theta, x, own=True)), 1e-18)),
-        "fisher_cross_terms": gap(fisher_by_differentiation(norm, theta, x, own=False)),
+        "fisher_block_log10_error": math.log10(max(error(exact, blocks), 1e-18)),
+        "fisher_own_log10_error": math.log10(max(error(own, blocks), 1e-18)),
+        "fisher_block_error_ww": error(exact, lambda f: blocks(f)[w, w]),
+        "fisher_cross_terms": error(exact),
         "curvature_ratio_ww": ratio(lambda f: f[:, w, :, w]),
         "curvature_ratio_wb": ratio(lambda f: f[:, w, :, b]),
         "distance_ratio": ratio(lambda f: f[:, w, :, w]) ** 0.5,  # sqrt(ds^2) of a step in w
@@ -210,8 +227,7 @@ def fisher_row(norm: str, images: Tensor, settings: Settings) -> dict[str, float
 @torch.no_grad()
 def beyond_the_table(norm: str, images: Tensor, settings: Settings) -> dict[str, float]:
     """What the paper says of its norms outside Table 1: shifts (conclusion), the gains' Fisher metric under another
-    scale of the input (5.2.2), summed inputs over the steps of a recurrent network (abstract, 3.1). log10 of relative
-    changes, the largest of K draws."""
+    scale of the input (5.2.2). log10 of relative changes, the largest of K draws."""
     seen: dict[str, list[float]] = {}
     for _ in range(settings.draws):
         x = images[torch.randperm(len(images))[: settings.cases]].double()
@@ -233,7 +249,6 @@ def beyond_the_table(norm: str, images: Tensor, settings: Settings) -> dict[str,
         for name, (before, after) in changes.items():
             relative = ((after - before).norm(dim=1) / before.norm(dim=1)).max().item()
             seen.setdefault(name, []).append(math.log10(max(relative, 1e-18)))
-        seen.setdefault("summed_inputs_drift", []).append(_drift(norm, x, settings.hidden))
     return {name: max(values) for name, values in seen.items()}
 
 
@@ -243,17 +258,41 @@ def _normalized(norm: str, a: Tensor, w: Tensor) -> Tensor:
     return (a - mu) / sigma
 
 
-def _drift(norm: str, x: Tensor, hidden: int, steps: int = 50) -> float:
-    """By how many decades the root mean square of what enters the tanh changes from a recurrent network's first step
-    to its last, left to itself, with recurrent weights half as large as would keep it."""
-    w = 0.5 * torch.randn(hidden, hidden, dtype=torch.float64) / math.sqrt(hidden)
-    h = torch.tanh(x @ torch.randn(x.shape[1], hidden, dtype=torch.float64) / math.sqrt(x.shape[1]))
-    sizes = []
-    for _ in range(steps):
-        entering = _normalized(norm, h @ w.T, w)
-        sizes.append(entering.square().mean().sqrt().item())
-        h = torch.tanh(entering)
-    return abs(math.log10(sizes[-1] / sizes[0]))
+def recurrence(norm: str, images: Tensor, settings: Settings) -> dict[str, float]:
+    """What a recurrent network's steps do to its summed inputs and to a gradient (section 3.1), in decades: the mean of
+    K random networks whose recurrent weights are half or twice as large as would keep the states of their units. The
+    drift is the larger change of the two."""
+    measured: dict[str, float] = {}
+    for unit, (function, kept) in UNITS.items():
+        for name, factor in FACTORS.items():
+            draws = []
+            for _ in range(settings.draws):
+                x = images[torch.randperm(len(images))[: settings.cases]].double()
+                draws.append(_through_time(norm, x, settings.hidden, function, factor * kept))
+            forward, back = (sum(values) / len(values) for values in zip(*draws, strict=True))
+            measured |= {f"summed_inputs_{unit}_{name}": forward, f"gradient_{unit}_{name}": back}
+        measured[f"gradient_{unit}_drift"] = max(abs(measured[f"gradient_{unit}_{name}"]) for name in FACTORS)
+    return measured
+
+
+def _through_time(
+    norm: str, x: Tensor, hidden: int, function: Callable[[Tensor], Tensor], gain: float
+) -> tuple[float, float]:
+    """Equation 4 for inputs x (B, D), left to itself after the first: by how many decades the root mean square of the
+    summed inputs, before they are normalized, changes from the first of T steps to the last, and the norm of a random
+    gradient by the last state (B, H) on its way back to the first."""
+    w = gain * torch.randn(hidden, hidden, dtype=torch.float64) / math.sqrt(hidden)
+    w_x = torch.randn(hidden, x.shape[1], dtype=torch.float64) / math.sqrt(x.shape[1])
+    first = function(_normalized(norm, x @ w_x.T, w_x)).requires_grad_()
+    h, sizes = first, []
+    with torch.enable_grad():
+        for _ in range(STEPS):
+            a = h @ w.T
+            sizes.append(a.detach().square().mean().sqrt())
+            h = function(_normalized(norm, a, w))
+        gradient = torch.randn_like(h)
+        (arrived,) = torch.autograd.grad(h, first, gradient)
+    return math.log10(sizes[-1] / sizes[0]), math.log10(arrived.norm() / gradient.norm())
 
 
 class Invariance(Task):
@@ -299,7 +338,7 @@ class Invariance(Task):
         if split == "test":
             norm, images, settings = self.recipe.norm.name, self.images[split].cpu(), self.recipe.model
             metrics |= table_row(norm, images, settings) | fisher_row(norm, images, settings)
-            metrics |= beyond_the_table(norm, images, settings)
+            metrics |= beyond_the_table(norm, images, settings) | recurrence(norm, images, settings)
         return metrics
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from ln.suite.errors import Mistake
-from ln.suite.judging import analysis
+from ln.suite.judging import analysis, curvature
+from ln.suite.judging.curvature import layer_curvature
 from ln.suite.judging.findings import FINDINGS, finding, findings
 from ln.suite.judging.reading import curve, resampled_shares, share_to_best, smooth
 from ln.suite.showing.findings import page, short_list
@@ -19,6 +20,20 @@ ROOT = Path(__file__).parents[1]
 
 def test_eq13_doubling_the_weights_quarters_the_curvature_and_halves_the_distance():
     assert analysis.doubled_weights() == (pytest.approx(0.25, rel=1e-12), pytest.approx(0.5, rel=1e-12))
+
+
+def test_eq13_leaves_out_what_a_units_weights_do_to_the_other_units_of_a_layer():
+    few, many = layer_curvature(4), layer_curvature(64)
+    assert few.least > 0.1
+    assert many.largest < few.least  # each of many units moves the mean and deviation by less
+    for layer in (few, many):  # Table 1's re-centering: no curvature, and as much as anywhere by the equation
+        assert layer.common < 1e-20
+        assert layer.common_by_13 > 0.5
+
+
+def test_eq13_is_exact_where_the_units_share_nothing(monkeypatch):
+    monkeypatch.setattr(curvature, "layer_norm", lambda a, gain, eps: a * gain)
+    assert layer_curvature(3).largest < 1e-15
 
 
 def test_eq32_lacks_the_normalized_input_that_eq13_has():
@@ -87,5 +102,5 @@ def test_each_has_a_command_that_shows_it(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["findings", "--only", "figure-4"])
     main()
     assert "1.33 to 1.58 times" in capsys.readouterr().out
-    with pytest.raises(Mistake, match="figure-9 is not a finding; choose one of table-1, factor-half, figure-1"):
+    with pytest.raises(Mistake, match="figure-9 is not a finding; choose one of table-1, equation-13, factor-half"):
         finding("figure-9")

@@ -6,11 +6,13 @@ import torch
 from experiments.invariance import (
     COLUMNS,
     Settings,
+    _through_time,
     beyond_the_table,
     fisher_by_differentiation,
     fisher_by_equation,
     fisher_row,
     glm_inputs,
+    recurrence,
     table_row,
 )
 from ln.reference import layer_norm
@@ -46,6 +48,17 @@ def test_eq13_blocks_are_what_differentiation_gives(norm: str, images: torch.Ten
     assert own_is_all == (norm != "layer")  # only layer norm couples the units
 
 
+@pytest.mark.parametrize("norm", ["batch", "weight", "layer", "none"])
+def test_the_run_judges_eq13_by_the_fisher_matrix_itself(norm: str, images: torch.Tensor) -> None:
+    row = fisher_row(norm, images, Settings(cases=32))
+    assert row["fisher_own_log10_error"] < -12
+    coupled = norm == "layer"  # a unit's weights move the others, in its own block and across blocks
+    assert (row["fisher_block_log10_error"] > -1) == coupled
+    assert (row["fisher_block_log10_error"] < -12) == (not coupled)
+    for part in ("fisher_block_error_ww", "fisher_cross_terms"):
+        assert (row[part] > 0.1) == coupled
+
+
 @pytest.mark.parametrize("norm", ["weight", "layer"])
 def test_eq8_the_fisher_matrix_is_the_curvature_of_the_divergence(norm: str, images: torch.Tensor) -> None:
     theta = torch.randn(3, 8).double()
@@ -79,9 +92,30 @@ def test_what_the_paper_says_outside_its_table(images: torch.Tensor) -> None:
     assert all(row["log10_change_case_shift"] > -3 for row in rows.values())
     assert {norm for norm, row in rows.items() if row["log10_change_sum_shift"] < exact} == {"layer"}
     assert {norm for norm, row in rows.items() if row["gain_metric_log10_change"] < exact} == {"batch", "layer"}
-    drift = {norm: row["summed_inputs_drift"] for norm, row in rows.items()}
-    assert drift["layer"] < 0.01
-    assert drift["none"] > 3
+
+
+def test_section_3_1_what_a_recurrence_does_without_a_norm_it_does_not_do_with_layer_norm(images: torch.Tensor) -> None:
+    none, layer = (recurrence(norm, images, Settings(hidden=48, draws=3, cases=8)) for norm in ("none", "layer"))
+    for what in ("summed_inputs", "gradient"):
+        assert none[f"{what}_rectified_half"] < -10
+        assert none[f"{what}_rectified_twice"] > 10
+        assert none[f"{what}_tanh_half"] < -10
+    assert none["summed_inputs_tanh_twice"] < 1  # tanh bounds them,
+    assert none["gradient_tanh_twice"] > 1  # and not what the gradient is multiplied by
+    assert none["gradient_rectified_drift"] == max(none["gradient_rectified_twice"], -none["gradient_rectified_half"])
+    for unit in ("rectified", "tanh"):  # no scale of the weights can matter
+        for what in ("summed_inputs", "gradient"):
+            half, twice = (layer[f"{what}_{unit}_{factor}"] for factor in ("half", "twice"))
+            assert abs(half - twice) < 2
+        assert abs(layer[f"summed_inputs_{unit}_twice"]) < 0.5
+
+
+def test_a_layer_normalized_recurrence_is_the_same_for_any_scale_of_its_weights(images: torch.Tensor) -> None:
+    measured = []
+    for scale in (0.1, 10.0):
+        torch.manual_seed(1)
+        measured.append(_through_time("layer", images[:8].double(), 32, torch.tanh, scale))
+    assert measured[0] == pytest.approx(measured[1], abs=1e-6)
 
 
 def test_section_5_1_normalizing_the_inputs_alone_is_invariant_to_no_change_of_the_weights() -> None:

@@ -1,7 +1,7 @@
 """Where the paper and its own figures, tables and equations disagree: every number computed here.
 
-The figures' numbers come from `configs/published/`, those of section 5 from its equations in float64
-(`ln/suite/judging/analysis.py`). No run of ours is needed; a claim that the paper's own curve fails is not held against
+The figures' numbers come from `configs/published/`, those of section 5 from its equations in float64 (`analysis.py` and
+`curvature.py` beside this file). No run of ours is needed; a claim that the paper's own curve fails is not held against
 one.
 """
 
@@ -14,6 +14,7 @@ import numpy as np
 from ln.norms import NORMS
 from ln.suite.errors import Mistake
 from ln.suite.judging import analysis
+from ln.suite.judging.curvature import layer_curvature
 from ln.suite.judging.reading import best, common, curve, percent, reach, resampled_shares, share_to_best, smooth
 
 QUESTIONS = 3_904  # counted in Figure 2: every error is a multiple of 1 / 3,904
@@ -296,6 +297,35 @@ def figure_6_baseline() -> Disagreement:
     )
 
 
+def equation_13() -> Disagreement:
+    layers = {units: layer_curvature(units) for units in (4, 32, 128)}
+    few, many = layers[4], layers[128]
+    return Disagreement(
+        "equation-13",
+        "Equation 13 leaves out that layer norm couples the units",
+        "section 5.2.2, equations 13-14, against Table 1",
+        "Equations 13 and 14 are the Fisher matrix of a generalized linear model with any of the three norms.",
+        "with layer norm a unit's weights move every unit's output: the curvature along them is off by "
+        f"{percent(few.least)} to {percent(few.largest)} among 4 units and {percent(many.least)} to "
+        f"{percent(many.largest)} among 128, and a vector added to all units' weights, which by Table 1 changes "
+        f"nothing, gets {many.common_by_13:.1f} times the curvature of other vectors instead of none",
+        (
+            "Equation 14 has the derivatives of a unit's own summed input, mean and deviation by its own weights. With "
+            "layer norm they are the mean and deviation of the other units too. Logistic units with random weights, "
+            "float64, derivatives of all outputs by differentiation: error of a unit's w-w block, least and largest, "
+            + "; ".join(f"{h} units {percent(c.least)} and {percent(c.largest)}" for h, c in layers.items())
+            + ".",
+            "One vector added to the weights of all units leaves a layer-normalized output as it is (Table 1, weight "
+            "matrix re-centering), so that there is no curvature along it. In parts of equation 13's curvature along "
+            f"vectors of the units' own: by differentiation {many.common:.0e}, by equation 13 "
+            + ", ".join(f"{c.common_by_13:.2f} ({h} units)" for h, c in layers.items())
+            + ".",
+            "A unit with batch or weight norm depends on its own weights alone, and the equations are exact. Measured "
+            "on softmax layers for each norm: `make reproduce-invariance`.",
+        ),
+    )
+
+
 def factor_half() -> Disagreement:
     curvature, distance = analysis.doubled_weights()
     return Disagreement(
@@ -391,6 +421,7 @@ def slips() -> Disagreement:
 
 FINDINGS: dict[str, Callable[[], Disagreement]] = {
     "table-1": rescaled_data,
+    "equation-13": equation_13,
     "factor-half": factor_half,
     "figure-1": figure_1,
     "figure-2": figure_2,
