@@ -317,7 +317,7 @@ def equation_13() -> Disagreement:
             + ".",
             "One vector added to the weights of all units leaves a layer-normalized output as it is (Table 1, weight "
             "matrix re-centering), so that there is no curvature along it. In parts of equation 13's curvature along "
-            f"vectors of the units' own: by differentiation {many.common:.0e}, by equation 13 "
+            f"vectors of the units' own: by differentiation {many.common:.2f}, by equation 13 "
             + ", ".join(f"{c.common_by_13:.2f} ({h} units)" for h, c in layers.items())
             + ".",
             "A unit with batch or weight norm depends on its own weights alone, and the equations are exact. Measured "
