@@ -1,11 +1,13 @@
 """The kinds of check, each a pure function of runs."""
 
 import math
+from dataclasses import replace
 
 import pytest
 
-from ln.suite.judging import checks
-from ln.suite.judging.checks import Outcome, better, curve, faster, three_way, value
+from ln.suite.judging import checks, curve_checks
+from ln.suite.judging.checks import Outcome, better, faster, three_way, value
+from ln.suite.judging.curve_checks import curve
 from ln.suite.judging.published import Curve, Key, Source
 from ln.suite.judging.stats import Interval
 from ln.suite.runs.read import Measured
@@ -25,6 +27,8 @@ def test_the_ending_of_a_difference(interval: tuple[float, float], outcome: Outc
 
 def test_less_than_claimed_is_not_the_opposite() -> None:
     ending = [three_way(Interval(x, x - 0.1, x + 0.1), 0.9, math.inf, contrary=0.5) for x in (1.1, 0.9, 0.7, 0.3)]
+    assert ending == [HOLDS, OPEN, Outcome.SHORT, FAILS]
+    ending = [three_way(Interval(x, x - 0.1, x + 0.1), -math.inf, 0.5, contrary=1.0) for x in (0.3, 0.5, 0.7, 1.2)]
     assert ending == [HOLDS, OPEN, Outcome.SHORT, FAILS]
 
 
@@ -110,6 +114,42 @@ def test_a_diverged_run_is_the_worst_never_dropped() -> None:
     assert value(check("value", "test_loss", "final", within=(None, 5.0)), [{**fine, 2: DEAD}]).outcome == FAILS
 
 
+def test_baselines_that_diverged_are_no_loss_and_no_certainty() -> None:
+    ours = seeds(run(0.10), run(0.10), run(0.10))
+    lost = better(check("better"), [ours, seeds(run(0.05), run(0.06), DEAD)])  # two losses, and a gain beyond measure
+    assert lost.outcome == OPEN
+    assert lost.interval.estimate == pytest.approx((-0.05 - 0.04 + 0.0) / 3)
+    alone = better(check("better"), [ours, seeds(run(0.101), DEAD, DEAD)])
+    assert alone.outcome == OPEN
+    assert alone.interval is None
+    assert "2 of 3 baseline runs diverged" in alone.reason
+
+
+def test_what_a_run_is_held_beyond_must_not_have_diverged() -> None:
+    fine = seeds(run(0.1), run(0.1), run(0.1))
+    beyond = better(check("better", at="last"), [fine, fine, seeds(DEAD, DEAD, DEAD), fine])
+    assert beyond.outcome == OPEN
+
+
+def test_one_seed_that_diverged_decides_nothing() -> None:
+    assert value(check("value", "test_loss", "final", within=(None, 5.0)), [seeds(DEAD)]).outcome == OPEN
+
+
+def test_a_ratio_whose_every_run_ended_before_the_target_is_a_bound() -> None:
+    quick = seeds(*[run(1.0, 0.5, 0.4, 0.3, *[0.3 + 0.01 * seed] * 8) for seed in range(3)])
+    slow = seeds(*[run(*[3.0 - 0.1 * i for i in range(12)]) for _ in range(3)])
+    assert faster(check("faster"), [slow, quick]).bound == "more than"
+    assert "takes more than" in faster(check("faster"), [slow, quick]).measured
+    assert faster(check("faster"), [quick, quick]).bound == ""
+
+
+def test_beside_a_fixed_target_stands_what_nine_tenths_say() -> None:
+    quick, slow = seeds(*[run(4, 1, 1, 1)] * 3), seeds(*[run(4, 3, 2, 1)] * 3)
+    said = faster(check("faster", target=2.5), [quick, slow]).measured
+    assert "; 0.5" in said
+    assert said.endswith("to nine tenths of its improvement")
+
+
 def test_all_diverged_is_no_difference_of_zero() -> None:
     dead = seeds(DEAD, DEAD, DEAD)
     for kind in (better, faster):
@@ -128,12 +168,14 @@ def drawn(*y: float) -> Curve:
 
 def test_a_curve_is_held_against_the_published_ones_own_noise(monkeypatch: pytest.MonkeyPatch) -> None:
     published = drawn(1.0, 0.82, 0.58, 0.42, 0.18, 0.02)
-    monkeypatch.setattr(checks, "published_curves", lambda: {published.key: published})
+    other = replace(published, key=published.key._replace(norm="batch"), y=tuple(y + 0.04 for y in published.y))
+    monkeypatch.setattr(curve_checks, "published_curves", lambda: {one.key: one for one in (published, other)})
     noises = check("curve", noises=3)
-    assert checks.noise(published.y) == pytest.approx(math.sqrt((0.06**2 + 0.08**2 + 0.08**2 + 0.08**2) / 24))
+    assert curve_checks.noise(published.y) == pytest.approx(math.sqrt((0.06**2 + 0.08**2 + 0.08**2 + 0.08**2) / 24))
     near = [run(*(y + shift for y in published.y)) for shift in (0.05, 0.04, 0.06)]
     far = [run(*(y + shift for y in published.y)) for shift in (0.25, 0.24, 0.26)]
     assert curve(noises, [seeds(*near)]).outcome == HOLDS
+    assert curve(noises, [seeds(*near)]).reason.endswith("as would the published curve of batch")
     assert curve(noises, [seeds(*far)]).outcome == FAILS
     assert curve(check("curve", tolerance=0.3), [seeds(*far)]).outcome == HOLDS
     # Runs of the first part are held against the first part.
@@ -144,7 +186,7 @@ def test_a_curve_is_held_against_the_published_ones_own_noise(monkeypatch: pytes
 
 def test_an_unstable_curve_is_judged_by_when_it_gets_somewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     published = drawn(1.0, 1.0, 1.0, 0.5, 0.4, 0.3)
-    monkeypatch.setattr(checks, "published_curves", lambda: {published.key: published})
+    monkeypatch.setattr(curve_checks, "published_curves", lambda: {published.key: published})
     level = check("curve", level=0.7, factor=1.5)
     same = seeds(run(1.0, 1.0, 1.0, 0.5, 0.5, 0.5), run(1.0, 1.0, 0.9, 0.5, 0.5, 0.5), run(1, 1, 1, 0.4, 0.4, 0.4))
     early = seeds(*[run(1.0, 0.1, 0.1, 0.1, 0.1, 0.1)] * 3)

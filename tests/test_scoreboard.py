@@ -35,8 +35,8 @@ def test_a_row_has_ratio_interval_scale_and_data(tmp_path: Path) -> None:
     conclude("draw", "laptop", tmp_path)
     (row,) = rows_of("draw", scoreboard.best_verdicts("draw", tmp_path))
     assert row.ran
-    assert "of none's steps" in row.seen
-    assert row.scale == "laptop, embedded, 3 seeds"
+    assert row.seen.endswith("of the updates with no norm")
+    assert row.scale == "laptop, embedded, 3 of 5 seeds"
     assert row.on_paper.startswith("0.65 of none's updates")
     line = table([row]).splitlines()[-1]
     assert line.count("|") == 7
@@ -54,7 +54,7 @@ def test_cells_of_one_entry_are_counted_in_one_row() -> None:
 
     words = [*["seen"] * 4, "undecided", "opposite_seen"]
     row = Row("skip_thoughts", "t", "f", claims, tuple(verdict(w, 0.2 * (i + 1)) for i, w in enumerate(words)))
-    assert row.seen == "4 of 6 seen, 1 of 6 undecided, 1 of 6 opposite seen; 0.2 to 1.2 of the steps"
+    assert row.seen == "4 of 6 seen, 1 of 6 undecided, 1 of 6 opposite seen; 0.20 to 1.20 of the updates"
     assert row.verdict == "opposite_seen"
     assert row.sentence == "Layer norm learns to the baseline's score in fewer updates."
 
@@ -72,7 +72,7 @@ def test_what_ran_at_the_papers_protocol_is_named_and_what_did_so_in_part() -> N
     assert "Handwriting" not in said
     verdicts["mnist"] += [{"data": "original", "scale": f"full, first {n} of 130 epochs"} for n in (60, 7.5)]
     parts = "(whole, first 7.5 of 130 epochs and first 60 of 130 epochs)"
-    assert f"was in part for Permutation-invariant MNIST {parts} and DRAW" in protocol(verdicts)
+    assert f"was carried out in part for Permutation-invariant MNIST {parts} and DRAW" in protocol(verdicts)
 
 
 @pytest.mark.parametrize(

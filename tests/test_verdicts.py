@@ -18,7 +18,9 @@ from ln.suite.judging.verdicts import (
     SEEN,
     UNDECIDED,
     Verdict,
+    in_words,
     judge_runs,
+    strongest,
     word_for,
     write_verdicts,
 )
@@ -33,13 +35,11 @@ def three(values: list[float], **info: Any) -> dict[int, Measured]:
     return seeds(*[run(*(v + 0.01 * seed for v in values), seed=seed, **info) for seed in range(3)])
 
 
-def judged(
-    asked: Check, *sides: dict[int, Measured], profile: str = "laptop", references: tuple[Reference, ...] = ()
-) -> Verdict:
+def judged(asked: Check, *sides: dict[int, Measured], profile: str = "laptop", **more: Any) -> Verdict:
     wanted = RunsWanted(experiments=("mnist_b128",), norms=("none", "layer"), seeds={})
     metrics = {"valid_loss": "lower", "test_loss": "lower"}
     claim = Claim(id="a", sentence="s", source="src", checks=(asked,))
-    document = ClaimsFile("t", "f", wanted, metrics, Figure(()), (claim,), references=references)
+    document = ClaimsFile("t", "f", wanted, metrics, Figure(()), (claim,), **more)
     runs: dict[str, Any] = {}
     for (experiment, norm), side in zip(asked.sides, sides, strict=True):
         runs.setdefault(experiment, {})[norm] = side
@@ -70,6 +70,38 @@ def test_reproduced_is_said_of_the_papers_protocol_on_original_data_only(profile
     sides = [three(LOW, data=data), three(HIGH, data=data)]
     assert judged(check("better"), *sides, profile=profile).verdict == word
     assert judged(check("better", scale_free=True), *sides, profile=profile).verdict == REPRODUCED
+
+
+def test_a_protocol_that_is_not_known_cannot_be_reproduced() -> None:
+    original = {"data": {"status": "original", "name": "MNIST"}}
+    sides = [three(LOW, **original), three(HIGH, **original)]
+    assert judged(check("better"), *sides, profile="full", known_protocol=False).verdict == SEEN
+
+
+def test_the_seeds_of_a_comparison_are_those_that_both_sides_have() -> None:
+    more = {**three(LOW), 3: run(*LOW, seed=3), 4: run(*LOW, seed=4)}
+    assert judged(check("better"), more, three(HIGH)).seeds == [0, 1, 2]
+
+
+def shown(verdict: str, profile: str, interval: bool = True) -> dict[str, Any]:
+    return {"verdict": verdict, "profile": profile, "scale": profile, "data": "original", "reason": "why",
+            "measured": "1.5", "findings": [{"interval": {} if not interval else {"low": 1.0}}]}  # fmt: skip
+
+
+def test_what_is_decided_is_shown_and_named_where_a_more_faithful_profile_is_open() -> None:
+    diverged, seen = shown(NOT_REPRODUCED, "full", interval=False), shown(SEEN, "laptop")
+    assert strongest([diverged, seen]) == diverged
+    still = strongest([shown(UNDECIDED, "full"), shown(OPPOSITE_SEEN, "laptop")])
+    assert still is not None
+    assert (still["verdict"], still["profile"]) == (UNDECIDED, "full")
+    assert still["reason"] == "why; at laptop: opposite seen, 1.5"
+
+
+def test_a_verdict_names_the_part_of_the_protocol_that_it_is_said_of() -> None:
+    part = {"verdict": REPRODUCED, "scale": "full, first 6 of 130 epochs"}
+    assert in_words(part) == "reproduced (first 6 of 130 epochs)"
+    assert in_words(part | {"scale": "full"}) == "reproduced"
+    assert in_words(part | {"verdict": UNDECIDED}) == "undecided"
 
 
 def test_runs_of_different_data_are_not_judged_together() -> None:

@@ -2,11 +2,10 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from ln.suite.judging.claims import ABOVE, BETTER, CURVE, FASTER, VALUE, Check
-from ln.suite.judging.published import Curve, Key, published_curves
+from ln.suite.judging.claims import ABOVE, BETTER, FASTER, VALUE, Check
 from ln.suite.judging.stats import (
     NORMAL_QUANTILE,
     Interval,
@@ -21,8 +20,6 @@ from ln.suite.judging.stats import (
 from ln.suite.runs.read import Measured, Seeds
 
 IMPROVEMENT = 0.9  # of what the baseline gains from its first evaluation to its best is what counts as learned
-LEAST = 1e-12  # where a likelihood is 0 in float32, on a logarithmic axis
-ENOUGH_POINTS = 5  # of a published curve within the steps of a run
 
 
 class Outcome(StrEnum):
@@ -45,20 +42,22 @@ class Finding:
     effect: float | None = None
     spread: float | None = None
     limit: float = 0.0  # half-width that no number of seeds takes away
+    bound: str = ""  # "more than" or "less than" where the interval is of a bound only
 
 
 def three_way(interval: Interval, low: float, high: float, contrary: float | None = None) -> Outcome:
     """The one ending of every check: an interval lies inside the claimed range, outside it, or across an end of it.
 
     The range is open where it ends in no effect, so that an interval of width zero on that end is across it. With
-    `contrary`, an interval outside is the opposite of the claim only below it.
+    `contrary`, which lies outside the range, an interval outside is the opposite of the claim only beyond that.
     """
     if low < interval.low and interval.high < high:
         return Outcome.HOLDS
     if interval.high <= low or high <= interval.low:
         if interval.low == interval.high in (low, high):
             return Outcome.OPEN
-        return Outcome.FAILS if contrary is None or interval.high < contrary else Outcome.SHORT
+        opposite = contrary is None or (interval.high < contrary if contrary <= low else interval.low > contrary)
+        return Outcome.FAILS if opposite else Outcome.SHORT
     return Outcome.OPEN
 
 
@@ -88,6 +87,13 @@ def deviation(values: Sequence[float]) -> float:
     return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
+def test_set_limit(check: Check, shares: Sequence[float], examples: float) -> float:
+    """Half-width that a test set of `examples` leaves to a difference of proportions, or of two such differences."""
+    asked = effective_examples(examples, check.queries)
+    pairs = zip(shares[::2], shares[1::2], strict=True)
+    return check.scale * math.hypot(*(paired_half_width(*pair, asked) for pair in pairs))
+
+
 def scatter(spread: float) -> float:
     """Half-width of the interval of one further run that no number of seeds takes away."""
     return NORMAL_QUANTILE * spread
@@ -103,10 +109,10 @@ def value(check: Check, sides: Sequence[Seeds]) -> Finding:
     runs = list(sides[0].values())
     values = [run.value(check.metric, check.at, check.lower) for run in runs]
     lost = sum(not math.isfinite(value) for value in values)
-    if lost:
-        return Finding(Outcome.FAILS, "diverged", f"{lost} of {len(values)} seeds diverged")
     if len(values) < 2:
         return too_few(len(values))
+    if lost:
+        return Finding(Outcome.FAILS, "diverged", f"{lost} of {len(values)} seeds diverged")
     mean, spread, limit = mean_interval(values), deviation(values), 0.0
     if check.published is not None and check.tolerance is not None:
         low, high = check.published - check.tolerance, check.published + check.tolerance
@@ -117,7 +123,7 @@ def value(check: Check, sides: Sequence[Seeds]) -> Finding:
         low, high = (-math.inf if check.within[0] is None else check.within[0],
                      math.inf if check.within[1] is None else check.within[1])  # fmt: skip
         interval, what, text = mean, "the interval", str(mean)
-    outcome = three_way(interval, beyond(low, up=False), beyond(high, up=True))
+    outcome = three_way(interval, beyond(low, up=False), beyond(high, up=True), check.contrary)
     where = {Outcome.HOLDS: "lies within", Outcome.OPEN: "straddles an end of"}.get(outcome, "lies outside")
     effect = min(abs(interval.estimate - end) for end in (low, high))
     return Finding(outcome, text, f"{what} {where} [{low:.4g}, {high:.4g}]", interval, effect, spread, limit)
@@ -130,7 +136,10 @@ def better(check: Check, sides: Sequence[Seeds]) -> Finding:
         return too_few(len(ours))
     sign = 1.0 if check.lower else -1.0
     mine, others, *less = [[run.value(check.metric, check.at, check.lower) for run in side] for side in paired(sides)]
+    shares = [sum(values) / len(values) / check.scale for values in (mine, others, *less)]
     if less:
+        if not all(math.isfinite(value) for side in less for value in side):
+            return Finding(Outcome.OPEN, "", f"a run of {check.beyond}, which it is held against, diverged")
         mine, others = ([a - b for a, b in zip(*both, strict=True)] for both in zip((mine, others), less, strict=True))
     gains = [sign * (b - a) if math.isfinite(a) or math.isfinite(b) else 0.0 for a, b in zip(mine, others, strict=True)]
     finite = [gain for gain in gains if math.isfinite(gain)]
@@ -143,13 +152,15 @@ def better(check: Check, sides: Sequence[Seeds]) -> Finding:
     if not finite:
         outcome = Outcome.HOLDS if len(gains) >= 3 else Outcome.OPEN
         return Finding(outcome, "baseline diverged", "every baseline run diverged")
-    # A baseline that diverged lost by more than can be measured; it is counted as the largest gain that was.
-    gains = [max(finite) if gain == math.inf else gain for gain in gains]
+    if len(finite) < min(2, len(gains)):
+        why = f"{len(gains) - 1} of {len(gains)} baseline runs diverged; the one that is left gives no interval"
+        return Finding(Outcome.OPEN, "", why)
+    # A baseline that diverged lost by more than can be measured: it counts as the largest gain that was, or as none.
+    gains = [max(0.0, *finite) if gain == math.inf else gain for gain in gains]
     interval, limit = mean_interval(gains), 0.0
-    if check.proportion and not less and all(map(math.isfinite, (*mine, *others))):
-        shares = [sum(values) / len(values) / check.scale for values in (mine, others)]
-        asked = effective_examples(ours[0].info["examples"][check.metric.split("_")[0]], check.queries)
-        limit = check.scale * paired_half_width(shares[0], shares[1], asked)
+    if check.proportion and all(map(math.isfinite, shares)):
+        examples = check.examples or ours[0].info["examples"][check.metric.split("_")[0]]
+        limit = test_set_limit(check, shares, examples)
         interval = widened(interval, limit)
     text = f"{check.norm} better than {check.baseline_name} by {interval}"
     outcome = three_way(interval, 0.0, math.inf)
@@ -177,18 +188,57 @@ def target_for(check: Check, others: Sequence[Measured]) -> float | None:
     return first + IMPROVEMENT * (best - first)
 
 
+@dataclass(frozen=True)
+class Speed:
+    """How many of the baseline's steps some runs need."""
+
+    ratio: Interval
+    never: tuple[int, int]  # runs that do not reach the target: ours, the baseline's
+    spread: float  # over seeds, of the logarithm
+    runs: int  # of either side
+
+    @property
+    def bound(self) -> str:
+        """What the ratio is a bound of, where one side's every run ends before the target: it counts from its end."""
+        ours, theirs = (count == self.runs for count in self.never)
+        return "" if ours == theirs else "more than" if ours else "less than"
+
+    def __str__(self) -> str:
+        return f"{self.bound} {self.ratio}".strip()
+
+
 def faster(check: Check, sides: Sequence[Seeds]) -> Finding:
     """The steps needed are fewer than the baseline's: their ratio lies below 1.
 
-    The target is averaged over the *other* seeds of the baseline: a run cannot fail to reach its own best, so judging a
-    seed by its own would bias the ratio where there is no difference. A run that never reaches the target, and one that
-    diverges before it does, counts as later than the last step of the longest run.
+    Where the claim's target is a fixed one, the ratio to nine tenths of the baseline's improvement is said beside it.
     """
     ours, theirs = paired(sides)
     if len(ours) < 2:
         return too_few(len(ours))
     if all(run.diverged for run in (*ours, *theirs)):
         return all_diverged()
+    speed = measured_speed(check, ours, theirs)
+    if speed is None:
+        return Finding(Outcome.OPEN, "", "the baseline's other runs diverged, so there is no target to reach")
+    beside = f" (published: {check.share:.2g})" if check.share is not None else ""
+    if check.target is not None and (usual := measured_speed(replace(check, target=None), ours, theirs)):
+        beside += f"; {usual} to nine tenths of its improvement"
+    text = f"{check.norm} takes {speed} of {check.baseline_name}'s steps{beside}"
+    never = speed.never
+    note = f" ({never[0]} and {never[1]} of {len(ours)} runs never reach the target)" if any(never) else ""
+    outcome = three_way(speed.ratio, 0.0, 1.0)
+    where = {Outcome.HOLDS: "lies below", Outcome.OPEN: "straddles"}.get(outcome, "lies above")
+    reason, effect = f"the ratio of steps {where} 1{note}", -math.log(speed.ratio.estimate)
+    return Finding(outcome, text, reason, speed.ratio, effect, speed.spread, bound=speed.bound)
+
+
+def measured_speed(check: Check, ours: Sequence[Measured], theirs: Sequence[Measured]) -> Speed | None:
+    """The ratio of the steps that two norms' runs, paired by seed, need; None where there is no target.
+
+    The target is averaged over the *other* seeds of the baseline: a run cannot fail to reach its own best, so judging a
+    seed by its own would bias the ratio where there is no difference. A run that never reaches the target, and one that
+    diverges before it does, counts as later than the last step of the longest run.
+    """
     pairs = list(zip(ours, theirs, strict=True))
     grids = [run.curve(check.metric)[0] for pair in pairs for run in pair]
     end, every = max(grid[-1] for grid in grids if grid), max(grid[0] for grid in grids if grid)
@@ -197,7 +247,7 @@ def faster(check: Check, sides: Sequence[Seeds]) -> Finding:
     for index, pair in enumerate(pairs):
         target = target_for(check, [run for i, run in enumerate(theirs) if i != index])
         if target is None:
-            return Finding(Outcome.OPEN, "", "the baseline's other runs diverged, so there is no target to reach")
+            return None
         for which, run in enumerate(pair):
             steps, values = run.curve(check.metric)
             step = first_reach(steps, values, target, check.lower)
@@ -206,108 +256,8 @@ def faster(check: Check, sides: Sequence[Seeds]) -> Finding:
             # A step read off a grid of evaluations is uncertain by the grid, on the log scale by its relative width.
             variances.append((every / reached[which][-1]) ** 2 / 12)
     floor = math.sqrt(sum(variances) / len(ours))
-    interval = ratio_interval(*reached, floor)
-    beside = f" (published: {check.share:.2g})" if check.share is not None else ""
-    text = f"{check.norm} takes {interval} of {check.baseline_name}'s steps{beside}"
-    note = f" ({never[0]} and {never[1]} of {len(ours)} runs never reach the target)" if any(never) else ""
-    outcome = three_way(interval, 0.0, 1.0)
-    where = {Outcome.HOLDS: "lies below", Outcome.OPEN: "straddles"}.get(outcome, "lies above")
-    logs = [math.log(a / b) for a, b in zip(*reached, strict=True)]
-    spread = max(deviation(logs), floor)
-    return Finding(outcome, text, f"the ratio of steps {where} 1{note}", interval, -math.log(interval.estimate), spread)
-
-
-def drawn_curve(check: Check, norm: str | None = None, experiment: str | None = None) -> Curve | None:
-    """The published curve of a check's metric, of its own side or another; None where no figure draws it."""
-    return published_curves().get(
-        Key(experiment or check.curve_of or check.experiment, check.metric, norm or check.norm)
-    )
-
-
-def curve(check: Check, sides: Sequence[Seeds]) -> Finding:
-    """The published curve is one of ours: the mean absolute distance from it is at most `tolerance`, or, where the
-    published run is a single unstable one, it gets to `level` when a further run of ours could, to a `factor`.
-
-    Of a run that is the first part of the protocol, the same part of the published curve is compared.
-    """
-    runs, drawn = list(sides[0].values()), drawn_curve(check)
-    if drawn is None:
-        return Finding(Outcome.LACKING, "", "the paper draws no such curve")
-    if any(run.diverged for run in runs):
-        return Finding(Outcome.FAILS, "diverged", f"{sum(r.diverged for r in runs)} of {len(runs)} seeds diverged")
-    end = min(run.curve(check.metric, drawn.axis)[0][-1] for run in runs)
-    first_part = drawn.until(end)
-    if len(first_part.x) < ENOUGH_POINTS:
-        few = f"{len(first_part.x)} of the published curve's points lie before {drawn.axis} {end:g}, where the runs end"
-        return Finding(Outcome.LACKING, "", f"{few}; it takes {ENOUGH_POINTS}")
-    if len(runs) < 2:
-        return too_few(len(runs))
-    return _reaches(check, runs, first_part) if check.level is not None else _distance(check, runs, first_part)
-
-
-def _distance(check: Check, runs: Sequence[Measured], drawn: Curve) -> Finding:
-    tolerance = check.tolerance if check.noises is None else check.noises * noise(_on_axis(check, drawn.y))
-    assert tolerance is not None
-    distances = []
-    for run in runs:
-        x, y = run.curve(check.metric, drawn.axis)
-        within = [(p, q) for p, q in zip(drawn.x, drawn.y, strict=True) if p >= x[0]]
-        pairs = [_on_axis(check, (_at(x, y, p), q)) for p, q in within]
-        distances.append(sum(abs(a - b) for a, b in pairs) / len(pairs))
-    interval = mean_interval(distances)
-    outcome = three_way(interval, -math.inf, beyond(tolerance, up=True))
-    unit = " decades" if check.log else ""
-    why = f", {check.noises:g} times its noise" if check.noises is not None else ""
-    reasons = {
-        Outcome.HOLDS: f"the curve stays within {tolerance:.3g}{unit} of the published one{why}",
-        Outcome.FAILS: f"the curve is farther than {tolerance:.3g}{unit} from the published one{why}",
-        Outcome.OPEN: f"the distance straddles {tolerance:.3g}{unit}{why}",
-    }
-    effect, spread = abs(interval.estimate - tolerance), deviation(distances)
-    return Finding(outcome, f"mean distance {interval}{unit}", reasons[outcome], interval, effect, spread)
-
-
-def _on_axis(check: Check, values: Sequence[float]) -> list[float]:
-    return [math.log10(max(value, LEAST)) for value in values] if check.log else list(values)
-
-
-def noise(values: Sequence[float]) -> float:
-    """Standard deviation of a curve's single points about its course, from second differences, which a straight course
-    leaves at zero."""
-    seconds = [a - 2 * b + c for a, b, c in zip(values, values[1:], values[2:], strict=False)]
-    return math.sqrt(sum(second**2 for second in seconds) / len(seconds) / 6)
-
-
-def _at(x: Sequence[float], y: Sequence[float], position: float) -> float:
-    """A curve between its evaluations."""
-    after = next(i for i, other in enumerate(x) if other >= position)
-    if x[after] == position or after == 0:
-        return y[after]
-    share = (position - x[after - 1]) / (x[after] - x[after - 1])
-    return y[after - 1] + share * (y[after] - y[after - 1])
-
-
-def _reaches(check: Check, runs: Sequence[Measured], drawn: Curve) -> Finding:
-    assert check.level is not None
-    assert check.factor is not None
-    published = first_reach(drawn.x, drawn.y, check.level, check.lower)
-    if published is None:
-        return Finding(Outcome.LACKING, "", f"the published curve gets to {check.level:g} only after these runs' end")
-    reached, never = [], 0
-    for run in runs:
-        x, y = run.curve(check.metric, drawn.axis)
-        step = first_reach(x, y, check.level, check.lower)
-        never += step is None
-        reached.append(math.log((step if step is not None else x[-1] + x[0]) / published))
-    interval = prediction_interval(reached)
-    ratio = Interval(*(math.exp(v) for v in (interval.estimate, interval.low, interval.high)))
-    outcome = three_way(ratio, beyond(1 / check.factor, up=False), beyond(check.factor, up=True))
-    text = f"at {check.level:g} after {ratio} of the published {published:,.4g} {drawn.axis}s"
-    note = f"; {never} of {len(runs)} runs never are" if never else ""
-    where = {Outcome.HOLDS: "lies within", Outcome.OPEN: "straddles an end of"}.get(outcome, "lies outside")
-    effect, spread = abs(math.log(check.factor) - abs(interval.estimate)), deviation(reached)
-    reason = f"one further run's {where} a factor of {check.factor:g}{note}"
-    return Finding(outcome, text, reason, ratio, effect, spread, scatter(spread))
+    spread = max(deviation([math.log(a / b) for a, b in zip(*reached, strict=True)]), floor)
+    return Speed(ratio_interval(*reached, floor), (never[0], never[1]), spread, len(ours))
 
 
 def above(check: Check, sides: Sequence[Seeds]) -> Finding:
@@ -338,6 +288,5 @@ KINDS: dict[str, Callable[[Check, Sequence[Seeds]], Finding]] = {
     VALUE: value,
     BETTER: better,
     FASTER: faster,
-    CURVE: curve,
     ABOVE: above,
 }

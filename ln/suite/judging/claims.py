@@ -39,6 +39,8 @@ class Expected:
     effect: float
     spread: float  # standard deviation over seeds, of the paired difference where there is a baseline
     steps: int | None = None  # updates after which the effect is expected to show, where fewer would not do
+    share: float | None = None  # of a proportion: about what both sides have, in the metric's unit,
+    examples: int | None = None  # of so many test examples
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,15 @@ class Check:
     quantity: str = ""  # its name where a claim has several checks
     proportion: bool = False  # the metric is a share of a split's examples,
     scale: float = 1.0  # in percent where this is 100,
-    queries: int = 1  # of each of which so many questions are asked
+    queries: int = 1  # of each of which so many questions are asked,
+    examples: int | None = None  # of so many, where these are no split of the run's
     published: float | None = None  # a metric's value or, of `better`, the difference
     tolerance: float | None = None
     within: tuple[float | None, ...] = ()  # a range in words, as numbers
     target: float | None = None  # fixed, from the paper's own curve; for runs of the paper's whole protocol
     share: float | None = None  # of the baseline's steps, as the paper states it; reported, not judged
     at_least: float | None = None
+    contrary: float | None = None  # outside a range, beyond which a value is the opposite of the claim, not just short
     noises: float | None = None  # tolerance of a curve, in the published one's own noise
     log: bool = False  # a curve is compared on the logarithm, to the base 10
     level: float | None = None  # of a published curve: when it gets there, to a `factor`
@@ -220,6 +224,7 @@ class ClaimsFile:
     order: float = 99.0
     deviations: tuple[str, ...] = ()
     references: tuple[Reference, ...] = ()
+    known_protocol: bool = True  # all of it is published: a run of `full` is then the paper's own experiment
     drawings: tuple[str, ...] = ()
 
     @cached_property

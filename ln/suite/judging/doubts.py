@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from ln.suite.judging.checks import Finding
 from ln.suite.judging.claims import ABOVE, BETTER, FASTER, Check, ClaimsFile, Reference
-from ln.suite.judging.power import MOST_SEEDS, POWER, seeds_expected, seeds_for_power
+from ln.suite.judging.power import MOST_SEEDS, POWER, beside, seeds_expected, seeds_for_power
 from ln.suite.runs.read import Measured, Seeds
 
 STILL = 0.05  # of a curve's whole improvement in the last quarter of its evaluations: more, and the end is not in sight
@@ -106,18 +106,21 @@ def remedy(check: Check, finding: Finding) -> str:
     """How many seeds would decide what is open, were the effect what it was measured to be; where none was, how many do
     for the effect that is expected."""
     if not finding.effect or finding.spread is None:
-        return expectation(check)
+        return expectation(check, finding.limit)
     effect = abs(finding.effect)
     if finding.limit >= effect:
         why = "the test set is too small" if check.kind == BETTER else "single runs scatter too much"
         return f"no number of seeds would decide it, since {why}"
-    seeds = seeds_for_power(effect - finding.limit, finding.spread)
+    seeds = seeds_for_power(beside(effect, finding.limit), finding.spread)
     return f"about {seeds} seeds of as many updates would decide it" if seeds else f"it takes over {MOST_SEEDS} seeds"
 
 
-def expectation(check: Check) -> str:
-    """The seeds, and the updates where they matter, that the effect which is expected takes; empty where none is."""
-    seeds = seeds_expected(check)
+def expectation(check: Check, limit: float = 0.0) -> str:
+    """The seeds, and the updates where they matter, that the effect which is expected takes; empty where none is.
+
+    limit: the half-width that the runs' test set leaves, where they were judged.
+    """
+    seeds = seeds_expected(check, limit)
     if check.expected is None or seeds is None:
         return ""
     after = f" of {check.expected.steps:,} updates" if check.expected.steps else ""

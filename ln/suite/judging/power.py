@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from scipy.special import nctdtr, stdtrit
 
+from ln.suite.judging.checks import test_set_limit
 from ln.suite.judging.claims import FASTER, Check, ClaimsFile
 from ln.suite.judging.stats import CONFIDENCE
 
@@ -30,12 +31,26 @@ def seeds_for_power(effect: float, spread: float) -> int | None:
     return next((seeds for seeds in range(3, MOST_SEEDS + 1) if power(effect, spread, seeds) >= POWER), None)
 
 
-def seeds_expected(check: Check) -> int | None:
-    """The fewest seeds with 80 % power for what a check expects; None where it expects nothing, or too little."""
+def beside(effect: float, limit: float) -> float:
+    """What an effect leaves for the seeds' half-width where the test set leaves `limit`: the two add as squares do."""
+    return math.sqrt(max(effect**2 - limit**2, 0.0))
+
+
+def expected_limit(check: Check) -> float:
+    """Half-width that the paper's test set is expected to leave to a difference of proportions, whatever the seeds."""
+    expected = check.expected
+    if expected is None or expected.share is None or expected.examples is None:
+        return 0.0
+    return test_set_limit(check, [expected.share / check.scale] * (4 if check.beyond else 2), expected.examples)
+
+
+def seeds_expected(check: Check, limit: float = 0.0) -> int | None:
+    """The fewest seeds with 80 % power for what a check expects; None where it expects nothing, or too little, which it
+    also is where the test set leaves more uncertain (`limit`, of runs that are there)."""
     if check.expected is None:
         return None
     effect = -math.log(check.expected.effect) if check.kind == FASTER else check.expected.effect
-    return seeds_for_power(effect, check.expected.spread)
+    return seeds_for_power(beside(effect, limit or expected_limit(check)), check.expected.spread)
 
 
 def planned(document: ClaimsFile, profile: str) -> Iterator[str]:
@@ -48,7 +63,9 @@ def planned(document: ClaimsFile, profile: str) -> Iterator[str]:
             seeds, expected = seeds_expected(check), check.expected
             unit = " of the updates" if check.kind == FASTER else ""
             name = claim.id + (f" {check.quantity.rstrip(':')}" if len(claim.checks) > 1 else "")
-            number = f"{seeds} seeds" if seeds else f"over {MOST_SEEDS} seeds"
+            limit = expected_limit(check)
+            few = f"no number of seeds (the test set leaves {limit:.2g})" if limit >= expected.effect else ""
+            number = few or (f"{seeds} seeds" if seeds else f"over {MOST_SEEDS} seeds")
             after = f" of {expected.steps:,} updates" if expected.steps else ""
-            short = "" if seeds and seeds <= wanted else f"; {wanted} are planned"
+            short = "" if few or (seeds and seeds <= wanted) else f"; {wanted} are planned"
             yield f"{name:44} {number}{after} for {expected.effect:g}{unit}, spread {expected.spread:g}{short}"

@@ -28,7 +28,7 @@ class Interval:
     def __str__(self) -> str:
         noise = 1e-9 * (self.high - self.low)  # what rounding leaves of a difference of nothing
         estimate = 0.0 if abs(self.estimate) < noise < math.inf else self.estimate
-        return f"{estimate:.4g} [{self.low:.4g}, {self.high:.4g}]"
+        return f"{estimate:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
     def within(self, low: float, high: float) -> bool:
         return low <= self.low and self.high <= high

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ln.suite.files import write_text
-from ln.suite.judging import checks
-from ln.suite.judging.checks import Finding, Outcome
+from ln.suite.judging.checks import KINDS, Finding, Outcome
 from ln.suite.judging.claims import CURVE, VALUE, Check, Claim, ClaimsFile
+from ln.suite.judging.curve_checks import curve
 from ln.suite.judging.doubts import doubt, expectation, remedy
 from ln.suite.judging.on_paper import on_paper
 from ln.suite.runs.read import Measured, Runs, Seeds, say_once
@@ -31,6 +31,7 @@ WORDS = {
     UNDECIDED: "undecided",
     NOT_RUN: "not run",
 }
+DECIDED = (REPRODUCED, NOT_REPRODUCED, SEEN, OPPOSITE_SEEN)
 NOT_HELD = ": the paper's own figure fails this rule, which is not held against a run"
 FAITHFUL_PROFILE, ORIGINAL = "full", "original"
 
@@ -86,7 +87,7 @@ def _judge_claim(claim: Claim, document: ClaimsFile, runs: dict[str, Runs], prof
         reason=f"it would take {claim.needs}" if claim.needs else "",
         profile=profile,
         data=", ".join(sorted({run.data for run in used})),
-        seeds=sorted({run.info["identity"]["seed"] for run in used}),
+        seeds=_shared_seeds(claim, runs),
         on_paper="; ".join(
             f"{quantity} {paper.text}{NOT_HELD * paper.fails}".strip() for quantity, paper in shown if paper
         ),
@@ -113,10 +114,18 @@ def _judge_claim(claim: Claim, document: ClaimsFile, runs: dict[str, Runs], prof
                 "measured": text,
                 "reason": finding.reason,
                 "interval": asdict(finding.interval) if finding.interval else None,
+                "bound": finding.bound,
             }
             for word, finding, text in zip(words, found, texts, strict=True)
         ],
     )
+
+
+def _shared_seeds(claim: Claim, runs: dict[str, Runs]) -> list[int]:
+    """The seeds that every check which has runs is judged by: a comparison's are those that both sides have."""
+    sides = [[runs.get(experiment, {}).get(norm, {}) for experiment, norm in check.sides] for check in claim.checks]
+    by_check = [set.intersection(*map(set, each)) for each in sides if any(each)]
+    return sorted(set.intersection(*(filter(None, by_check)))) if any(by_check) else []
 
 
 def _judge_check(check: Check, document: ClaimsFile, runs: dict[str, Runs], profile: str) -> tuple[str, Finding]:
@@ -126,16 +135,16 @@ def _judge_check(check: Check, document: ClaimsFile, runs: dict[str, Runs], prof
         return NOT_RUN, Finding(Outcome.LACKING, "", refusal)
     sides, partial = _same_part(sides)
     every = [run for side in sides for run in side.values()]
-    faithful = profile == FAITHFUL_PROFILE and all(run.data == ORIGINAL for run in every)
+    faithful = document.known_protocol and profile == FAITHFUL_PROFILE and all(run.data == ORIGINAL for run in every)
     if not faithful or partial:
         # A fixed target is read off the paper's own curve, which only runs of the whole protocol are runs of.
         check = replace(check, target=None)
-    finding = checks.KINDS[check.kind](check, sides)
+    finding = (curve if check.kind == CURVE else KINDS[check.kind])(check, sides)
     if finding.outcome == Outcome.LACKING:
         return NOT_RUN, finding
     why = doubt(check, document, sides, faithful and not partial)
     if why:
-        why = "; ".join(filter(None, (why, expectation(check))))
+        why = "; ".join(filter(None, (why, expectation(check, finding.limit))))
     paper = on_paper(check, sides)
     if paper and paper.fails and finding.outcome in (Outcome.FAILS, Outcome.SHORT):
         why = (
@@ -222,16 +231,31 @@ def lengths(scales: Iterable[str], profile: str) -> list[str]:
     return ["whole"] * (profile in parts) + [f"first {part}" for part in shortest_first]
 
 
+def in_words(verdict: dict[str, Any]) -> str:
+    """A verdict, and of what part of the protocol it is said where that is not the whole."""
+    part = verdict["scale"].partition(", ")[2] if verdict["verdict"] in DECIDED else ""
+    return WORDS[verdict["verdict"]] + f" ({part})" * bool(part)
+
+
 def strongest(verdicts: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Of one claim's verdicts at several profiles, the most faithful first, the one to show: the first that has an
-    interval, else the first that judged anything, else the first of any runs. A single faithful run, which decides
-    nothing, does not hide what many smaller ones decide."""
+    """Of one claim's verdicts at several profiles, the most faithful first, the one to show: the first that decides or
+    has an interval, else the first that judged anything, else the first of any runs. A single faithful run, which
+    decides nothing, does not hide what many smaller ones decide; and where the one shown is open, its reason says what
+    another profile decides."""
 
     def evidence(verdict: dict[str, Any]) -> tuple[bool, ...]:
-        measured = any(finding["interval"] for finding in verdict["findings"])
+        measured = verdict["verdict"] in DECIDED or any(finding["interval"] for finding in verdict["findings"])
         return measured, verdict["verdict"] != NOT_RUN, bool(verdict["data"])
 
-    return max(verdicts, key=evidence, default=None)
+    shown = max(verdicts, key=evidence, default=None)
+    if shown is None or shown["verdict"] in DECIDED:
+        return shown
+    elsewhere = [
+        f"at {other['scale'] or other['profile']}: {WORDS[other['verdict']]}, {other['measured']}"
+        for other in verdicts
+        if other["verdict"] in DECIDED
+    ]
+    return shown | {"reason": "; ".join(filter(None, (shown["reason"], *elsewhere)))}
 
 
 def write_verdicts(verdicts: list[Verdict], folder: Path) -> Path:

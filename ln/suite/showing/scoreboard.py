@@ -19,6 +19,7 @@ from ln.suite.judging.verdicts import (
     ORIGINAL,
     WORDS,
     WORST_FIRST,
+    in_words,
     lengths,
     read_verdicts,
     strongest,
@@ -34,7 +35,8 @@ PAPERS = "the paper's own curves, one run each"
 SPEEDS = (0.04, 8.0)  # the picture's axis; an interval may leave it
 AGAINST = (NOT_REPRODUCED, OPPOSITE_SEEN)
 HEAD = (
-    "Experiment", "The paper says", "We see (95 % interval)", "The paper's own figure", "Scale, data, seeds", "Command",
+    "Experiment", "Claim (the paper's unless marked)", "We see (95 % interval)", "The paper's own figure",
+    "Scale, data, seeds", "Command",
 )  # fmt: skip
 
 
@@ -75,6 +77,12 @@ class Row:
         return min(self.words, key=WORST_FIRST.index)
 
     @property
+    def word(self) -> str:
+        """The verdict as it is said, with the part of the protocol that it is said of."""
+        worst = [found for found in self.verdicts if found.get("verdict") == self.verdict]
+        return in_words(worst[0]) if worst else WORDS[NOT_RUN]
+
+    @property
     def ran(self) -> bool:
         return any(verdict.get("data") for verdict in self.verdicts)
 
@@ -87,7 +95,8 @@ class Row:
             verdict, interval = self.verdicts[0], self.intervals[0]
             if self.speeds and interval and len(self.claims[0].checks) == 1:
                 numbers = f"{_short(interval['estimate'])} [{_short(interval['low'])}, {_short(interval['high'])}]"
-                return f"{numbers} of {self.claims[0].checks[0].baseline_name}'s steps"
+                bound = verdict["findings"][0].get("bound", "")
+                return f"{bound} {numbers} of the updates with {NORMS[self.claims[0].checks[0].baseline].label}".strip()
             return verdict["measured"] or verdict["reason"]
         counts = Counter(self.words)
         parts = [f"{counts[word]} of {len(self.words)} {WORDS[word]}" for word in reversed(WORST_FIRST) if counts[word]]
@@ -114,7 +123,7 @@ class Row:
     @property
     def _unit(self) -> str:
         checks = self.claims[0].checks
-        return "of the steps" if checks and checks[0].kind == FASTER else ""
+        return "of the updates" if checks and checks[0].kind == FASTER else ""
 
     @property
     def speeds(self) -> bool:
@@ -126,13 +135,14 @@ class Row:
         if not self.ran:
             return ""
         verdict = next(verdict for verdict in self.verdicts if verdict.get("data"))
-        seeds = len(verdict["seeds"])
-        return f"{verdict['scale'] or verdict['profile']}, {verdict['data']}, {seeds} seed{'s' * (seeds != 1)}"
+        seeds, planned = len(verdict["seeds"]), load_claims(self.group).runs.seeds.get(verdict["profile"], 0)
+        of = f" of {planned}" if seeds < planned else ""
+        return f"{verdict['scale'] or verdict['profile']}, {verdict['data']}, {seeds}{of} seed{'s' * (seeds != 1)}"
 
 
 def _short(value: float | None) -> str:
-    """Two digits; what JSON could not hold was an infinity."""
-    return "never" if value is None or math.isinf(value) else f"{value:.2g}"
+    """Two decimals, or two digits of what is small; what JSON could not hold was an infinity."""
+    return "never" if value is None or math.isinf(value) else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def _range(values: Sequence[float]) -> str:
@@ -165,7 +175,7 @@ def table(rows: Sequence[Row], report: str = "") -> str:
     for row in rows:
         link = f"[{markdown(row.title)}]({href(f'{report}#{row.group}')}), {markdown(row.figure_of_paper)}"
         sentence = markdown(row.sentence) + (" *(extension)*" if row.extension else "")
-        word = f"**{WORDS[row.verdict]}**" if row.verdict in AGAINST else WORDS[row.verdict]
+        word = f"**{row.word}**" if row.verdict in AGAINST else row.word
         if len(row.claims) > 1 and row.ran:
             seen = str(markdown(row.seen))
         else:
@@ -184,19 +194,22 @@ def protocol(faithful: Mapping[str, Sequence[dict[str, Any]]]) -> str:
     whole, part = [], []
     for group, verdicts in faithful.items():
         document = load_claims(group)
+        if not document.known_protocol:
+            continue
         scales = {verdict["scale"] for verdict in verdicts if verdict["data"] == ORIGINAL}
         if scales == {FAITHFUL_PROFILE}:
             whole.append(document.title)
         elif scales:
             part.append(f"{document.title} ({joined(lengths(scales, FAITHFUL_PROFILE))})")
-    said = [f"carried out whole for {joined(whole)}"] if whole else []
+    said = [f"whole for {joined(whole)}"] if whole else []
     said += [f"in part for {joined(part)}"] if part else []
     free = [load_claims(group).title for group in faithful if _needs_no_scale(group)]
     but = f", but for {joined(free)}, whose claims need no scale" if free else ""
     rest = f"reduced in size or length, or on other data, and tells a direction, not the paper's number{but}"
     if not said:
         return f"Nothing was run at the paper's protocol yet (profile full, original data): every row is {rest}."
-    return f"The paper's protocol (profile full, original data) was {' and '.join(said)}; every other row is {rest}."
+    run = f"The paper's protocol (profile full, original data) was carried out {' and '.join(said)}"
+    return f"{run}; every other row is {rest}."
 
 
 def _needs_no_scale(group: str) -> bool:

@@ -31,6 +31,7 @@ from ln.suite.judging.verdicts import (
     SEEN,
     UNDECIDED,
     WORDS,
+    in_words,
     judge_runs,
     read_verdicts,
     strongest,
@@ -265,7 +266,7 @@ def environment(html: bool) -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {"href": href, "code": code, "commit": commit, "duration": duration}
-    made.filters |= {"number": "{:.4g}".format, "runs": lambda n: f"{n} run" + "s" * (n != 1)}
+    made.filters |= {"in_words": in_words, "number": "{:.4g}".format, "runs": lambda n: f"{n} run" + "s" * (n != 1)}
     labels = {norm: traits.label for norm, traits in NORMS.items()}
     made.globals |= {"words": WORDS, "marks": MARKS, "labels": labels, "palette": curves.palette()}
     made.globals["symbols"] = {norm: entry["sign"] for norm, entry in curves.palette().items()}
