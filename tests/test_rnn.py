@@ -26,6 +26,8 @@ from torch.nn.utils.rnn import pack_sequence
 import ln
 from ln import GRU, LSTM, RNN, GRUCell, LSTMCell, NormConfig, kernels, recompute_statistics, reference
 from ln.kernels import BACKENDS, choice
+from ln.kernels.gate import GATES
+from ln.kernels.torch.sites import chunks
 from ln.norms import NORMS
 from tests.recurrent_cases import judge, random_params, usable
 
@@ -91,15 +93,26 @@ def test_backends_agree_with_the_reference(backend: str, cell: str, cfg: NormCon
 
 
 @pytest.mark.parametrize("backend", FAST)
-@pytest.mark.parametrize("cell", ["lstm", "gru"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
 @pytest.mark.parametrize("name", ["none", "layer", "rms", "batch"])
 def test_backends_agree_over_several_stretches_of_time(backend: str, cell: str, name: str) -> None:
-    cfg = NormConfig(name)
+    # A large eps, since chains of batch statistics magnify rounding.
+    cfg, (T, B, H) = NormConfig(name, eps=0.1), (33, 512, 64)
     usable(backend, cell, cfg)
+    assert len(chunks(T, B, GATES[cell] * H)) > 1
     torch.manual_seed(0)
-    tensors, p = _tensors(cell, 60, 70, 3, 33), random_params(cell, cfg, 3, 33)
-    judge(backend, cell, tensors, p, cfg, lengths=torch.cat([torch.full((8,), 60), torch.arange(62) % 61]))
+    tensors, p = _tensors(cell, T, B, 3, H), random_params(cell, cfg, 3, H)
+    judge(backend, cell, tensors, p, cfg, lengths=torch.cat([torch.full((8,), T), torch.arange(B - 8) % (T + 1)]))
     judge(backend, cell, tensors, p, cfg, recompute=True)
+
+
+@pytest.mark.parametrize("norm", ["none", "layer"])
+def test_biases_that_enter_together_have_gradients_apart(norm: str) -> None:
+    model = LSTM(3, 5, norm=norm, backend="torch")
+    biases = [model.bias_ih_l0, model.bias_hh_l0]
+    first, second = torch.autograd.grad(model(torch.randn(4, 2, 3))[0].sum(), biases)
+    assert torch.equal(first, second)
+    assert first.data_ptr() != second.data_ptr()
 
 
 def test_torch_backend_gradients_are_those_of_finite_differences() -> None:

@@ -183,6 +183,8 @@ class LSTMLayer:
             d_x_part = self._input_gradients(grads, act, d_a, x[start:end], valid, needs_x)
             if d_x is not None and d_x_part is not None:
                 d_x[start:end] = d_x_part
+        # Both biases enter at the same place. Each has a tensor of its own, which a caller may add to.
+        grads["bias_hh"] = None if grads["bias_ih"] is None else grads["bias_ih"].clone()
         if setup.ends is not None:
             d_c = d_c + d_last * ~setup.ends.any(0)  # a row of length 0 ends where it began
         present = (None if value is None else grads[name] for name, value in zip(Params._fields, p, strict=True))
@@ -220,7 +222,7 @@ class LSTMLayer:
         assert d_z is not None
         d_weight, d_x = affine_gradients(d_z, x, self.p.weight_ih, needs_x)
         inner = d_z.sum((0, 1)) if self.p.inner_bias_ih is not None else None
-        terms = {"weight_ih": d_weight, "gain_ih": gain, "bias_ih": bias, "bias_hh": bias, "inner_bias_ih": inner}
+        terms = {"weight_ih": d_weight, "gain_ih": gain, "bias_ih": bias, "inner_bias_ih": inner}
         for name, value in terms.items():
             grads[name] = added(grads[name], value)
         return d_x
