@@ -42,7 +42,7 @@ def checked_lengths(lengths: Tensor | Sequence[int], T: int, B: int, beyond: str
     later calls.
     """
     if not isinstance(lengths, Tensor):
-        lengths = torch.as_tensor(lengths)
+        lengths = torch.as_tensor(lengths, device="cpu")
     if lengths.shape != (B,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
         found = f"{tuple(lengths.shape)} of {lengths.dtype}"
         raise ValueError(f"lengths must be (B,) = ({B},) integers, but are {found}")

@@ -204,7 +204,7 @@ class NormalizedRecurrence(nn.Module):
         tracked += reached
         # The plain mean of all batches until it weighs a new batch less than momentum does: no trace of the init
         # remains.
-        share = (1 / tracked).clamp(min=0.0 if self._collecting else self.norm.momentum)
+        share = (1 / tracked.float()).clamp(min=0.0 if self._collecting else self.norm.momentum)
         share = torch.where(reached, share, 0).unsqueeze(-1)
         for name, value in zip(Stats._fields, used, strict=True):
             if value is not None:

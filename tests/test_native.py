@@ -309,6 +309,55 @@ def test_changing_the_output_in_place_is_noticed() -> None:
         loss.backward()
 
 
+@pytest.fixture
+def _defaults():
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+
+
+@pytest.mark.usefixtures("_defaults")
+@pytest.mark.parametrize("set_default", [torch.set_default_dtype, torch.set_default_device])
+@pytest.mark.parametrize("T", [1, 6])
+@pytest.mark.parametrize("cell", CELLS)
+def test_torchs_defaults_do_not_matter(cell: str, T: int, set_default) -> None:
+    problems = [Problem(cell, NormConfig(name), T, 3, 5, 20, ragged=r) for name in ("layer", "batch") for r in (0, 1)]
+    runs = [(p, p.leaves(torch.float32), [w.float() for w in p.cotangents]) for p in problems]
+
+    def run() -> list[Tensor]:
+        found = []
+        for problem, leaves, cotangents in runs:
+            outputs, used = problem.forward(native, leaves)
+            found += [*outputs, *(value for value in used or () if value is not None)]
+            found += torch.autograd.grad(outputs, list(leaves.values()), cotangents[: len(outputs)])
+        return found
+
+    before = run()
+    set_default(torch.float64 if set_default is torch.set_default_dtype else "meta")
+    assert all(torch.equal(a, b) for a, b in zip(before, run(), strict=True))
+
+
+def test_memory_of_another_dtype_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"hs must be .*float32 on cpu"):
+        native._point(native._Args(), "hs", torch.zeros(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("T", [1, 6])
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_lazy_sign_of_a_gradient_or_of_statistics_is_read(cell: str, T: int) -> None:
+    problem = Problem(cell, NormConfig("batch"), T, 3, 5, 20)
+    _, used = problem.forward(native, problem.leaves(torch.float32))
+
+    def run(negative) -> list[Tensor]:
+        leaves = problem.leaves(torch.float32)
+        stats = Stats(*(None if s is None else negative(-s) for s in used))
+        outputs, _ = problem.forward(native, leaves, stats=stats)
+        weights = [negative(w.float()) for w in problem.cotangents[: len(outputs)]]
+        return [*outputs, *torch.autograd.grad(outputs, list(leaves.values()), weights)]
+
+    assert all(torch.equal(a, b) for a, b in zip(run(torch.neg), run(torch._neg_view), strict=True))
+
+
 @pytest.mark.parametrize("name", ["layer", "rms", "batch"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_training_follows_the_reference(cell: str, name: str) -> None:

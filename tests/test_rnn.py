@@ -437,6 +437,23 @@ def test_batch_norm_moves_its_averages_by_momentum() -> None:
     torch.testing.assert_close(model.running_mean_ih_l0[:4], (means[0] + means[1]) / 4 + means[2] / 2)
 
 
+@pytest.mark.parametrize("set_default", [torch.set_default_dtype, torch.set_default_device])
+def test_torchs_defaults_do_not_matter_to_averages_and_lengths(set_default) -> None:
+    model, x = LSTM(3, 5, norm=NormConfig("batch", momentum=0.001)), torch.randn(4, 6, 3)
+    model(x)
+    other = copy.deepcopy(model)
+    lengths = [2, 1, 4, 2, 2, 2]
+    for _ in range(2):
+        model(x, lengths=lengths)
+    try:
+        set_default(torch.float16 if set_default is torch.set_default_dtype else "meta")
+        for _ in range(2):
+            other(x, lengths=lengths)
+    finally:
+        set_default(torch.float32 if set_default is torch.set_default_dtype else None)
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), other.buffers(), strict=True))
+
+
 def test_batch_norm_reuses_the_last_trained_step_beyond_it() -> None:
     torch.manual_seed(0)
     model = LSTM(3, 5, norm=NormConfig("batch", max_steps=10))

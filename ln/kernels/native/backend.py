@@ -21,7 +21,7 @@ from torch import Tensor
 from ln.kernels import gate
 from ln.kernels.contract import Call, statistics_shapes
 from ln.kernels.native import build as native_build
-from ln.kernels.native.memory import POOL
+from ln.kernels.native.memory import MEMORY, POOL
 from ln.norms import NormConfig, Statistics, refusal
 from ln.reference import Params, Stats
 
@@ -89,7 +89,7 @@ class _Ragged:
         self.lengths, order = lengths.sort(descending=True, stable=True)
         if len(order) and not 0 <= int(self.lengths[-1]) <= int(self.lengths[0]) <= T:
             raise ValueError(f"lengths must lie in 0 ... T = {T}")
-        running = torch.arange(T).unsqueeze(1) < self.lengths
+        running = torch.arange(T, device="cpu").unsqueeze(1) < self.lengths
         self.first = F.pad(running.sum(1).cumsum(0), (1, 0))
         self.places = running.flatten().nonzero()
         self.orders = (order, order.argsort())
@@ -155,16 +155,23 @@ class _Call:
             _point(a, name, tensor)
         if self.ragged is not None:
             for name in ("lengths", "first", "places"):
-                _point(a, name, getattr(self.ragged, name))
+                _point(a, name, getattr(self.ragged, name), torch.int64)
         return a
 
 
-def _point(a: _Args, name: str, tensor: Tensor | None) -> None:
+def _point(a: _Args, name: str, tensor: Tensor | None, dtype: torch.dtype = torch.float32) -> None:
     if tensor is not None:
+        if tensor.dtype is not dtype or not tensor.is_cpu:
+            raise ValueError(f"{name} must be {dtype} on cpu, but is {tensor.dtype} on {tensor.device}")
         pointer = tensor.data_ptr()
         if not pointer and tensor.numel():
             raise ValueError(f"{name} holds no memory: its storage was freed or resized")
         setattr(a, name, pointer)
+
+
+def _as_it_lies(tensor: Tensor) -> Tensor:
+    """The tensor in one piece and without a lazy sign, as memory is read."""
+    return (tensor.resolve_neg() if tensor.is_neg() else tensor).contiguous()
 
 
 def _run(a: _Args, backward: bool) -> None:
@@ -213,8 +220,8 @@ def _forward(
     stats = call.given
     if a.columns and stats is None:
         on = [a.sites & _STATISTICS_BITS[name[-1]] for name in call.kind.statistics]
-        stats = Stats(*(torch.zeros(T, G if i < 4 else H) if on[i] else None for i in range(6)))
-    last = [torch.empty(B, H) for _ in range(2 if call.cell == "lstm" else 1)]
+        stats = Stats(*(torch.zeros(T, G if i < 4 else H, **MEMORY) if on[i] else None for i in range(6)))
+    last = [torch.empty(B, H, **MEMORY) for _ in range(2 if call.cell == "lstm" else 1)]
     tensors = {"hs": hs, "c": c, "ax": ax, "ah": ah, "rs": rs, "h_last": last[0], "c_last": last[-1]}
     for name, tensor in {**tensors, **dict(zip(call.kind.statistics, stats or (), strict=False))}.items():
         _point(a, name, tensor)
@@ -264,7 +271,7 @@ def _backward(
     (T, B, D), H = x.shape, saved.hs.shape[2]
     a = call.args(x, c0, params, T, B, D, H)
     a.groups = saved.groups
-    dout, dh_last, dc_last = (*(None if g is None else g.contiguous() for g in grads), None)[:3]
+    dout, dh_last, dc_last = (*(None if g is None else _as_it_lies(g) for g in grads), None)[:3]
     names = ("x", "h0", "c0", *call.kind.parameters)
     found: dict[str, Tensor | None] = {}
     # What torch computes from d(ax) and d(ah) of a single step is left out here.
@@ -277,8 +284,8 @@ def _backward(
     assert w_ih is not None
     assert w_hh is not None
     if call.external:
-        dah = torch.empty(B, len(w_hh))
-        dax = dah if call.kind.joint else torch.empty(B, len(w_hh))
+        dah = torch.empty(B, len(w_hh), **MEMORY)
+        dax = dah if call.kind.joint else torch.empty_like(dah)
         _point(a, "dax", dax)
         _point(a, "dah", dah)
     tensors = {"hs": saved.hs, "c": saved.c, "ax": saved.ax, "ah": saved.ah, "rs": saved.rs}
@@ -330,10 +337,9 @@ def _prepared(
     does not depend on the lengths, and its products are native.cpp's."""
     ragged = None if call.lengths is None else _Ragged(call.lengths, len(x))
     states = (x, h0, c0) if ragged is None else (ragged.sort(t) for t in (x, h0, c0))
-    # Memory is read as it lies there, so that no lazy sign may be left either.
-    inputs = [None if t is None else (t.resolve_neg() if t.is_neg() else t).contiguous() for t in (*states, *p)]
+    inputs = [None if t is None else _as_it_lies(t) for t in (*states, *p)]
     stats = call.given
-    given = None if stats is None else Stats(*(None if s is None else s.detach().contiguous() for s in stats))
+    given = None if stats is None else Stats(*(None if s is None else _as_it_lies(s.detach()) for s in stats))
     rows = _rows(x, None if operator else ragged)
     external = x.shape[0] == 1 and x.shape[1] < _FEW_ROWS and ragged is None and not operator
     stored = _stored(call, rows, x.shape[2], *p.weight_hh.shape)
@@ -371,7 +377,8 @@ def forward(call: Call, x: Tensor, h0: Tensor, c0: Tensor | None, p: Params) -> 
     gate.check_call("native", call.cell, x, h0, c0, p, call.given, call.lengths)
     own, inputs = _prepared(call, x, h0, c0, p, operator=True)
     saved, (_, *last) = _forward(own, *inputs)  # type: ignore[arg-type]
-    found = {**vars(saved), **(saved.stats or Stats())._asdict(), "groups": torch.tensor([float(saved.groups)])}
+    groups = torch.tensor([float(saved.groups)], **MEMORY)
+    found = {**vars(saved), **(saved.stats or Stats())._asdict(), "groups": groups}
     found |= dict(zip(("h_last", "c_last"), last, strict=False))
     if own.ragged is not None:
         found |= {name: own.ragged.restore(found[name]) for name in ("hs", "h_last", "c_last") if name in found}

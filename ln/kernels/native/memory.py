@@ -11,11 +11,13 @@ import math
 import mmap
 import threading
 import weakref
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+MEMORY: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}  # whatever torch's defaults are
 _SMALL = 1 << 18  # bytes; below this the C allocator reuses memory itself
 
 
@@ -33,7 +35,7 @@ class Pool:
         """Uninitialized float32 tensor of that shape."""
         n = math.prod(shape)
         if 4 * n < _SMALL:
-            return torch.empty(shape)
+            return torch.empty(shape, **MEMORY)
         size = 4 * n
         size = -(-size // (step := 1 << (size.bit_length() - 4))) * step  # at most an eighth more than asked for
         with self._lock:
