@@ -59,6 +59,17 @@ def test_cells_of_one_entry_are_counted_in_one_row() -> None:
     assert row.sentence == "Layer norm learns to the baseline's score in fewer updates."
 
 
+def test_a_bound_is_said_and_drawn_as_one(tmp_path: Path) -> None:
+    (claim,) = load_claims("draw").headlines["draw_faster"]
+    finding = {"interval": {"low": 1.03, "estimate": 1.2, "high": 1.41}, "bound": "more than"}
+    verdict = {"verdict": "opposite_seen", "data": "original", "scale": "laptop", "profile": "laptop",
+               "seeds": [0, 1, 2], "measured": "", "reason": "", "findings": [finding]}  # fmt: skip
+    row = Row("draw", "t", "f", (claim,), (verdict,))
+    assert row.seen == "more than 1.20 [1.03, 1.41] of the updates with no norm"
+    scoreboard.picture([row], tmp_path / "board.png")
+    assert "more than this, since no run gets there" in (tmp_path / "board.svg").read_text()
+
+
 def test_what_ran_at_the_papers_protocol_is_named_and_what_did_so_in_part() -> None:
     verdicts = {
         "mnist": [{"data": "original", "scale": "full"}],

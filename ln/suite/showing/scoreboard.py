@@ -95,8 +95,8 @@ class Row:
             verdict, interval = self.verdicts[0], self.intervals[0]
             if self.speeds and interval and len(self.claims[0].checks) == 1:
                 numbers = f"{_short(interval['estimate'])} [{_short(interval['low'])}, {_short(interval['high'])}]"
-                bound = verdict["findings"][0].get("bound", "")
-                return f"{bound} {numbers} of the updates with {NORMS[self.claims[0].checks[0].baseline].label}".strip()
+                baseline = NORMS[self.claims[0].checks[0].baseline].label
+                return f"{self.bounds[0]} {numbers} of the updates with {baseline}".strip()
             return verdict["measured"] or verdict["reason"]
         counts = Counter(self.words)
         parts = [f"{counts[word]} of {len(self.words)} {WORDS[word]}" for word in reversed(WORST_FIRST) if counts[word]]
@@ -106,8 +106,16 @@ class Row:
     @property
     def intervals(self) -> list[dict[str, float] | None]:
         """Of each claim's first check."""
-        found = [verdict.get("findings") or [{}] for verdict in self.verdicts]
-        return [first[0].get("interval") for first in found]
+        return [finding.get("interval") for finding in self._firsts]
+
+    @property
+    def bounds(self) -> list[str]:
+        """Of each of `intervals`, what it is a bound of only: "more than", "less than" or nothing."""
+        return [finding.get("bound", "") for finding in self._firsts]
+
+    @property
+    def _firsts(self) -> list[dict[str, Any]]:
+        return [(verdict.get("findings") or [{}])[0] for verdict in self.verdicts]
 
     @property
     def on_paper(self) -> str:
@@ -231,21 +239,24 @@ def readme_block(results: str | Path, report: str = "results/REPORT.md") -> str:
 def picture(rows: Sequence[Row], path: Path) -> Path:
     """The rows that compare steps: ours with its interval, in the colour of its norm, beside the published curves'."""
     shown = [
-        (row, claim, interval)
+        (row, claim, interval, bound)
         for row in rows
         if row.speeds
-        for claim, interval in zip(row.claims, row.intervals, strict=True)
+        for claim, interval, bound in zip(row.claims, row.intervals, row.bounds, strict=True)
     ]
     figure, axes = new_figure(1, width=7.2, height=0.9 + 0.27 * max(len(shown), 1))
     axis = axes[0, 0]
     labels = {}
-    for place, (_, claim, interval) in enumerate(shown):
+    for place, (_, claim, interval, bound) in enumerate(shown):
         check = claim.checks[0]
         drawn = on_paper(check)
         if interval and all(interval[end] for end in ("low", "estimate", "high")):
             ends = [[interval["estimate"] - interval["low"]], [interval["high"] - interval["estimate"]]]
             colour, handle = NORMS[check.norm].colour, f"measured, {NORMS[check.norm].label}, with 95 % interval"
-            labels[handle] = axis.errorbar(interval["estimate"], place, xerr=ends, fmt="o", color=colour, capsize=3)
+            if bound:
+                handle = f"{bound} this, since no run gets there"
+            sign = {"more than": ">", "less than": "<"}.get(bound, "o")
+            labels[handle] = axis.errorbar(interval["estimate"], place, xerr=ends, fmt=sign, color=colour, capsize=3)
         else:
             axis.text(0.995, place, "not measured", transform=axis.get_yaxis_transform(), ha="right", va="center",
                       color="0.45", fontsize=8)  # fmt: skip
@@ -254,7 +265,7 @@ def picture(rows: Sequence[Row], path: Path) -> Path:
                 drawn.effect, place, "D", color="black", mfc="none"
             )
     axis.axvline(1.0, color="black", linewidth=1.0)
-    axis.set_yticks(range(len(shown)), [_label(row, claim) for row, claim, _ in shown])
+    axis.set_yticks(range(len(shown)), [_label(row, claim) for row, claim, *_ in shown])
     axis.set_ylim(len(shown) - 0.5, -0.5)
     axis.set_xscale("log")
     axis.set_xlim(*SPEEDS)
