@@ -58,7 +58,6 @@ class _FastWeights(nn.Module):
         checks.size("input_size", input_size)
         checks.size("hidden_size", hidden_size)
         checks.size("inner_steps", inner_steps)
-        checks.share("decay", decay)
         if not 0 <= rate < math.inf:
             raise ValueError(f"rate={rate} must be finite and not negative")
         if nonlinearity not in _NONLINEARITIES:
@@ -70,7 +69,7 @@ class _FastWeights(nn.Module):
         if self.norm != NormConfig(self.norm.name, eps=self.norm.eps):
             raise ValueError(f"fast weights take name and eps alone of a norm, but it is {self.norm}")
         self.input_size, self.hidden_size = input_size, hidden_size
-        self.decay, self.rate, self.inner_steps = decay, rate, inner_steps
+        self.decay, self.rate, self.inner_steps = checks.share("decay", decay), rate, inner_steps
         self.nonlinearity, self.identity = nonlinearity, identity
 
         def parameter(*shape: int) -> nn.Parameter:
@@ -200,10 +199,12 @@ class FastWeights(_FastWeights):
     ) -> tuple[Tensor, FastState]:
         """input (T, B, D), state from an earlier call or None for zeros, lengths (B) integers of 0 ... T ->
         hidden states (T, B, H), zeros past a row's end, and the state after each row's last step."""
-        x = input.transpose(0, 1) if self.batch_first else input
-        T, B = self._checked(x)
+        x = self._checked(input)
+        (T, B, _), H = x.shape, self.hidden_size
         valid = self._valid(lengths, x)
-        H = self.hidden_size
+        if valid is not None:
+            # Whatever the padding holds, infinities included, must touch neither results nor gradients.
+            x = x.masked_fill(~valid, 0)
         if state is None:
             h, A = x.new_zeros(B, H), None
         else:
@@ -265,12 +266,15 @@ class FastWeights(_FastWeights):
         written = torch.einsum("tb,tbi,tbj->bij", share, outputs, outputs)
         return written if A is None else written + kept[steps][:, None, None] * A
 
-    def _checked(self, x: Tensor) -> tuple[int, int]:
+    def _checked(self, input: Tensor) -> Tensor:
+        """input, after the check of its shape, as (T, B, D)."""
+        shape = "(B, T, D)" if self.batch_first else "(T, B, D)"
+        if not isinstance(input, Tensor):
+            raise TypeError(f"input must be a tensor {shape}, but is a {type(input).__name__}")
+        x = input.transpose(0, 1) if self.batch_first and input.dim() == 3 else input
         if x.dim() != 3 or x.shape[2] != self.input_size or x.shape[0] == 0:
-            shape = "(B, T, D)" if self.batch_first else "(T, B, D)"
-            found = tuple(x.transpose(0, 1).shape if self.batch_first and x.dim() > 1 else x.shape)
-            raise ValueError(f"input must be {shape} with T > 0 and D = {self.input_size}, but is {found}")
-        return x.shape[0], x.shape[1]
+            raise ValueError(f"input must be {shape} with T > 0 and D = {self.input_size}, but is {tuple(input.shape)}")
+        return x
 
     @staticmethod
     def _valid(lengths: Tensor | Sequence[int] | None, x: Tensor) -> Tensor | None:
@@ -296,6 +300,8 @@ class FastWeightsCell(_FastWeights):
     """
 
     def forward(self, input: Tensor, state: FastState | None = None) -> FastState:
+        if not isinstance(input, Tensor):
+            raise TypeError(f"input must be a tensor (B, D), but is a {type(input).__name__}")
         if input.dim() != 2 or input.shape[1] != self.input_size:
             raise ValueError(f"input must be (B, D) with D = {self.input_size}, but is {tuple(input.shape)}")
         B, H = input.shape[0], self.hidden_size

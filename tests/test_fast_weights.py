@@ -1,5 +1,6 @@
 """Fast weights against the equations of Ba et al. 2016 (arXiv 1610.06258), and associative retrieval."""
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -184,6 +185,25 @@ def test_batch_first() -> None:
     assert torch.equal(m(x)[0], turned(x.transpose(0, 1))[0].transpose(0, 1))
 
 
+@pytest.mark.parametrize("form", ["attention", "matrix"])
+def test_padding_has_no_effect_whatever_it_holds(form: str) -> None:
+    m, x = FastWeights(D, H, form=form), torch.randn(T, B, D)
+    dirty = x.clone()
+    dirty[2:, 1], dirty[:, 2] = math.nan, math.inf
+    found = [m(values, lengths=LENGTHS) for values in (x, dirty)]
+    torch.testing.assert_close(found[1], found[0])
+    for own, other in zip(
+        *(torch.autograd.grad(y.square().sum(), list(m.parameters())) for y, _ in found), strict=True
+    ):
+        torch.testing.assert_close(own, other)
+
+
+@pytest.mark.parametrize("cls", [FastWeights, FastWeightsCell])
+def test_a_list_is_no_input(cls: type) -> None:
+    with pytest.raises(TypeError, match=r"input must be a tensor .* but is a list"):
+        cls(D, H)([[0.0] * D])
+
+
 def state(*shapes: tuple[int, ...]) -> FastState:
     return FastState(*(torch.zeros(shape) for shape in shapes))
 
@@ -202,6 +222,7 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
     "cell input": (lambda: FastWeightsCell(D, H)(torch.zeros(B, D + 1)), "input must be (B, D)"),
     "cell state": (lambda: FastWeightsCell(D, H)(torch.zeros(B, D), state((B, H), (B, H))), "state must be h"),
     "lengths": (lambda: FastWeights(D, H)(torch.zeros(T, B, D), lengths=torch.tensor([1, 2, 9])), "lengths must lie"),
+    "no batch": (lambda: FastWeights(D, H, batch_first=True)(torch.zeros(D)), "input must be (B, T, D)"),
     "float lengths": (lambda: FastWeights(D, H)(torch.zeros(T, B, D), lengths=torch.ones(B)), "integers"),
 }
 
