@@ -78,7 +78,7 @@ class _Cell(NormalizedRecurrence):
         if step < 0:
             raise ValueError(f"step={step} must be at least 0")
         beyond = gate.beyond_eager((x, *state, *self._parameters.values(), *self._buffers.values()))
-        self.check_batch(step, 1, x.shape[0], beyond)
+        self.check_batch(step, 1, (x, *state), beyond)
         if beyond is None and self._torch_is_fastest(x, state):
             return tuple(value.to(returned) for value in self._torch(x, state))
         dtype = working_dtype(x.dtype)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -284,15 +284,23 @@ class NormalizedRecurrence(nn.Module):
             raise ValueError(f"{name} is {state.dtype}, but the input is {x.dtype}; convert one to the other")
         return state
 
-    def check_batch(self, first: int, steps: int, cases: int, beyond: str | None) -> None:
+    def check_batch(self, first: int, steps: int, inputs: Sequence[Tensor], beyond: str | None) -> None:
         """Batch norm in training has no statistics of a single case, and none to keep beyond max_steps; up to there it
-        makes room for them. Past the first step a single case may be what is left of a ragged batch."""
+        makes room for them. Past the first step a single case may be what is left of a ragged batch. inputs: x
+        (..., B, D) and the states."""
         if not self.uses_batch_statistics:
             return
+        cases = inputs[0].shape[-2]
         if cases < 2 and first == 0:
             raise ValueError(f"batch norm in training needs at least 2 cases for its statistics, but B = {cases}")
         if not self.kernel_norm.traits.population:
             return
+        averages = (buffer for _, buffer in self._batch_statistics())
+        if beyond is not None and gate.out_of_reach(averages, (*inputs, *self._parameters.values())):
+            raise RuntimeError(
+                f"batch norm in training cannot move its averages under {beyond} that does not reach them; make the "
+                "buffers arguments of the transformed function (torch.func.functional_call), or call eval() before"
+            )
         last = first + steps
         if last > self.norm.max_steps:
             raise ValueError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from itertools import combinations
 from typing import Any
 
@@ -158,6 +159,31 @@ def test_transforms_of_torch_func(cls: type, norm: str) -> None:
     _close(vmap(lambda x: model(x[:, None])[0][:, 0], 1, 1)(x), model(x)[0])
     _close(vmap(grad(lambda x: loss(x[:, None])), 1, 1)(x), wanted)
     _close(torch.func.functionalize(lambda x: model(x)[0])(x), model(x)[0])
+
+
+def _refused(run: Callable[[], Any]) -> None:
+    with pytest.raises(RuntimeError, match="batch norm in training cannot move its averages under a transform") as said:
+        run()
+    assert "\n" not in str(said.value)
+
+
+@pytest.mark.parametrize("cls", [LSTM, GRUCell])
+def test_batch_norm_trains_under_transforms_that_reach_its_averages(cls: type) -> None:
+    options = {"step": 0} if cls is GRUCell else {}
+    model, x = cls(D, H, norm="batch"), torch.randn(*((2, B, D) if options else (2, T, B, D)))
+    model(x[0], **options)
+    weights, averages = (dict(named()) for named in (model.named_parameters, model.named_buffers))
+    several = [{name: torch.stack([value] * 2) for name, value in values.items()} for values in (weights, averages)]
+
+    def output(x: Tensor, *values: dict[str, Tensor]) -> Tensor:
+        return functional_call(model, values or weights, (x,), options)[0]
+
+    for transform in (vmap(output), vmap(grad(lambda x: output(x).sum()))):
+        _refused(partial(transform, x))
+    for transform in (grad, jacrev, jacfwd):
+        _refused(partial(transform(lambda x: output(x).sum()), x[0]))
+    _refused(partial(vmap(partial(output, x[0])), several[0]))
+    _close(vmap(output)(x, *several), torch.stack([model(case, **options)[0] for case in x]))
 
 
 @pytest.mark.parametrize(("cls", "norm"), LAYERS, ids=IDS)

@@ -67,6 +67,15 @@ def beyond_eager(tensors: Iterable[Tensor | None]) -> str | None:
     return None
 
 
+def out_of_reach(kept: Iterable[Tensor], tensors: Iterable[Tensor | None]) -> bool:
+    """Whether a transform of torch.func is at work on some of `tensors` but not on all that is `kept`, in which what is
+    computed of them then cannot be written."""
+    if torch.compiler.is_compiling() or not _transformed():
+        return False
+    level = torch._C._functorch.maybe_get_level
+    return max(level(tensor) for tensor in tensors if tensor is not None) > min(map(level, kept))
+
+
 def differentiates_further(grads: Iterable[Tensor | None], compiling: bool = False) -> bool:
     """In a backward pass: whether its own result will be differentiated (create_graph=True) or is being transformed;
     `compiling`: whether a compiler is welcome to trace it."""
