@@ -235,9 +235,9 @@ class LSTM(_Recurrent):
     """LSTM with a norm inside, equations 20 to 22 of the paper.
 
     input_size D, hidden_size H, num_layers, bias, batch_first, dropout, bidirectional: as torch.nn.LSTM.
-    norm: "none", "batch", "weight", "layer" or a `NormConfig`. backend: "auto" or one of `ln.kernels.BACKENDS`; the one
-    that ran is in `backend_used`. learn_state: initial states h0, c0 are parameters. recompute: store less for the
-    backward pass and compute it again.
+    norm: "none", "batch", "weight", "layer", "rms" or a `NormConfig`. backend: "auto" or one of `ln.kernels.BACKENDS`;
+    the one that ran is in `backend_used`. learn_state: initial states h0, c0 are parameters. recompute: store less for
+    the backward pass and compute it again.
 
     forward(input, hx=None, lengths=None) -> (output, (h, c)): input (T, B, D), or (B, T, D) with batch_first, or (T, D)
     without a batch, or a `PackedSequence`, and the output in the same form; hx: h and c, each (L, B, H); lengths (B)

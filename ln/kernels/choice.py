@@ -114,8 +114,8 @@ def torch_is_fastest(
         up to 4.3 at B 1, H 256;
       an LSTM in inference: 1.15 at H 50, D 100, B 128, T 11; 1.18 at H 128, D 28, B 128, T 28; 1.07 at H 128, B 32,
         T 50; but 0.99 at H 400, 0.95 at H 256, D 900 and 0.77 at H 650;
-      an LSTM in training: 1.10, 1.07 and 1.08 in the first three, 1.03 at H 400 and 650, 0.4 at T 784, where native is
-        kept, since torch's (oneDNN's) cannot be differentiated twice;
+      an LSTM in training: 1.10, 1.07 and 1.08 in the first three, 1.03 at H 400 and 650, but 0.4 at T 784, for which
+        native is kept;
       GRU and RNN: 0.4 to 0.96, but for single steps.
     Without the native backend they are taken in place of the one in Python, but for a large GRU, whose products are
     oneDNN's there. An LSTM took 0.3 to 0.8 of its time at H 32 to 512 (B 32, float32); GRUs were not measured again.
