@@ -61,8 +61,8 @@ class _Cell(NormalizedRecurrence):
     def _advance(
         self, x: Tensor, state: tuple[Tensor, ...] | None, names: tuple[str, ...], step: int | None
     ) -> tuple[Tensor, ...]:
-        returned = self.returned_dtype(x)
-        x = self.matched(x, 2, "(B, D)")
+        given, x = x, self.matched(x, 2, "(B, D)")
+        returned = self.returned_dtype(given)
         shape = (x.shape[0], self.hidden_size)
         if state is None:
             state = tuple(x.new_zeros(shape) for _ in names)
@@ -75,6 +75,7 @@ class _Cell(NormalizedRecurrence):
                     "batch norm has statistics of its own for each step; call the cell with step=0, 1, 2, ..."
                 )
             step = 0
+        step = checks.whole("step", step)
         if step < 0:
             raise ValueError(f"step={step} must be at least 0")
         beyond = gate.beyond_eager((x, *state, *self._parameters.values(), *self._buffers.values()))
@@ -97,7 +98,7 @@ class _Cell(NormalizedRecurrence):
         if self.backend != "auto" or self.kernel_norm.traits.normalizes or 0 in x.shape:
             return False
         B, D = x.shape
-        # torch's cells, unlike its layers, are all made of operations that can be differentiated twice.
+        # Training makes a difference to layers alone.
         return kernels.torch_is_fastest(
             self.cell, self.kernel_norm, x.device, x.dtype, 1, B, D, self.hidden_size, False
         )

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
 
 
+def whole(name: str, value: int) -> int:
+    """A whole number; an int as it is, since a compiler may leave it open."""
+    try:
+        if not isinstance(value, bool):
+            return value if isinstance(value, int) else operator.index(value)
+    except TypeError:
+        pass
+    raise TypeError(f"{name} must be an int, but is {value!r}")
+
+
 def size(name: str, value: int) -> int:
     """A whole number of at least 1."""
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an int, but is {value!r}") from None
-    if isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, but is {value!r}")
+    number = whole(name, value)
     if number < 1:
         raise ValueError(f"{name}={number} must be at least 1")
     return number
@@ -31,11 +37,11 @@ def flag(name: str, value: bool) -> bool:
 
 def share(name: str, value: float) -> float:
     """A number in [0, 1]."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number in [0, 1], but is {value!r}")
     if not 0 <= value <= 1:
         raise ValueError(f"{name}={value} must lie in [0, 1]")
-    return value
+    return float(value)
 
 
 def nonlinearity(value: str) -> str:

@@ -37,7 +37,7 @@ def from_torch(module: nn.Module, norm: str | NormConfig = "none", **options: An
 
     Without norm and under weight norm it computes the same; under the others it starts from these weights, and the
     gains and biases of the norm from their own initial values. Weights under torch.nn.utils' weight_norm, in either
-    form, are taken too. options: those that only the layers here have, such as backend.
+    form, are taken too, and what is frozen stays so. options: those that only the layers here have, such as backend.
 
     ValueError: a projection. TypeError: another kind of module.
 
@@ -65,6 +65,11 @@ def from_torch(module: nn.Module, norm: str | NormConfig = "none", **options: An
     lacking = [name for name in missing if name.startswith(("weight_", "bias_ih", "bias_hh"))]
     if lacking or unexpected:
         raise ValueError(f"the weights do not fit: missing {lacking}, unexpected {list(unexpected)}")
+    trained = {_plain_name(name): value.requires_grad for name, value in module.named_parameters()}
+    for name, parameter in layer.named_parameters():
+        forms = (name, f"{name}_g", f"{name}_v", re.sub("_[gv]$", "", name))  # weight norm may have come or gone
+        before = [trained[form] for form in forms if form in trained]
+        parameter.requires_grad_(any(before) or not before)
     return layer.train(module.training)
 
 

@@ -42,7 +42,12 @@ def checked_lengths(lengths: Tensor | Sequence[int], T: int, B: int, beyond: str
     later calls.
     """
     if not isinstance(lengths, Tensor):
-        lengths = torch.as_tensor(lengths, device="cpu")
+        try:
+            lengths = torch.as_tensor(lengths, device="cpu")
+        except (TypeError, ValueError, RuntimeError):  # of what kind depends on what was given
+            raise TypeError(f"lengths must be (B,) = ({B},) integers, but are {lengths!r}") from None
+        if not lengths.numel():
+            lengths = lengths.to(torch.int64)  # of no numbers torch makes floats
     if lengths.shape != (B,) or lengths.is_floating_point() or lengths.dtype == torch.bool:
         found = f"{tuple(lengths.shape)} of {lengths.dtype}"
         raise ValueError(f"lengths must be (B,) = ({B},) integers, but are {found}")

@@ -151,7 +151,7 @@ NORMS: dict[str, Normalization] = {
 
 def get(name: str) -> Normalization:
     """The norm of that name; ValueError for a name that is none."""
-    if name not in NORMS:
+    if not isinstance(name, str) or name not in NORMS:
         raise ValueError(f"norm={name} is not a normalization; choose one of {', '.join(NORMS)}")
     return NORMS[name]
 
@@ -204,6 +204,8 @@ class NormConfig:
 
     def __post_init__(self) -> None:
         get(self.name)
+        if isinstance(self.sites, str):
+            raise ValueError(f"sites={self.sites!r} must be a tuple of names, such as ('cell',)")
         if self.sites is not None:
             for site in self.sites:
                 if site not in SITES:

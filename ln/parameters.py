@@ -46,6 +46,8 @@ class NormalizedRecurrence(nn.Module):
         self.hidden_size = checks.size("hidden_size", hidden_size)
         self.bias = checks.flag("bias", bias)
         self.cell, self.backend = cell, backend
+        if backend != "auto":
+            kernels.load(backend)  # refuses a name that is none
         self.norm = NormConfig.of(norm)
         self.sites = self.norm.sites_for(cell)
         # Weight norm is done with before the recurrence starts, so that the backends never see it.

@@ -50,6 +50,8 @@ class _Recurrent(NormalizedRecurrence):
         self.learn_state = checks.flag("learn_state", learn_state)
         self.recompute = checks.flag("recompute", recompute)
         self.nonlinearity = checks.nonlinearity(nonlinearity)
+        # As torch.nn's, of which some code asks them.
+        self.proj_size, self.mode = 0, f"RNN_{nonlinearity.upper()}" if cell == "rnn" else cell.upper()
         if dropout and num_layers == 1:
             warnings.warn(f"dropout={dropout} acts between layers, and num_layers=1 has no such place", stacklevel=3)
         self.state_names = ("h0", "c0") if cell == "lstm" else ("h0",)
@@ -92,8 +94,8 @@ class _Recurrent(NormalizedRecurrence):
     ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """All layers and directions over x (T, B, D); state and result: one tensor (L, B, H) per name in
         state_names."""
-        returned = self.returned_dtype(x)
-        x = self.matched(x, 3, "(B, T, D)" if self.batch_first else "(T, B, D)")
+        given, x = x, self.matched(x, 3, "(B, T, D)" if self.batch_first else "(T, B, D)")
+        returned = self.returned_dtype(given)
         T, B, _ = x.shape
         if T == 0:
             raise ValueError("input must hold at least one step, but T = 0")

@@ -44,6 +44,20 @@ def test_weight_normalized_layers_of_torch(norm: str) -> None:
     torch.testing.assert_close(convert.from_torch(theirs, norm)(x), theirs(x))
 
 
+@pytest.mark.parametrize("reparameterized", [False, True])
+@pytest.mark.parametrize("norm", ["none", "weight", "layer"])
+def test_what_is_frozen_stays_so(norm: str, reparameterized: bool) -> None:
+    theirs = nn.LSTM(3, 5)
+    theirs.weight_hh_l0.requires_grad_(False)
+    theirs.bias_ih_l0.requires_grad_(False)
+    if reparameterized:
+        theirs = parametrizations.weight_norm(theirs, "weight_hh_l0")
+        theirs.parametrizations.weight_hh_l0.requires_grad_(False)
+    frozen = {n for n, p in convert.from_torch(theirs, norm).named_parameters() if not p.requires_grad}
+    weight = {"weight_hh_l0_g", "weight_hh_l0_v"} if norm == "weight" else {"weight_hh_l0"}
+    assert frozen == {"bias_ih_l0", *weight}
+
+
 def test_weights_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="proj_size=2 is not supported"):
         convert.from_torch(nn.LSTM(3, 5, proj_size=2))

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -563,10 +564,9 @@ def test_recomputed_statistics_are_means_over_all_batches(backend: str) -> None:
         (lambda m: GRUCell(3, 5, norm="batch")(torch.randn(1, 3), step=0), "at least 2 cases"),
         (lambda m: LSTMCell(3, 5)(torch.randn(2, 2, 3)), r"input must be \(B, D\) with D = 3"),
         (lambda m: GRUCell(3, 5)(torch.randn(2, 3), torch.zeros(3, 5)), r"h must be \(B, H\) = \(2, 5\)"),
-        (
-            lambda m: LSTM(3, 5, backend="cuda")(torch.randn(4, 2, 3)),
-            "backend=cuda is not a backend; choose one of auto",
-        ),
+        (lambda m: LSTM(3, 5, backend="cuda"), "backend=cuda is not a backend; choose one of auto"),
+        (lambda m: LSTM(3, 5, norm=["layer"]), r"norm=\['layer'\] is not a normalization; choose one of none"),
+        (lambda m: NormConfig(sites="cell"), r"sites='cell' must be a tuple of names, such as \('cell',\)"),
     ],
 )
 def test_bad_input_gets_one_sentence(call, message: str) -> None:
@@ -588,11 +588,30 @@ def test_sizes_and_options_of_another_kind() -> None:
         (lambda: GRU(3, True), "hidden_size must be an int, but is True"),
         (lambda: LSTM(3, 5, "2"), "num_layers must be an int, but is '2'"),
         (lambda: LSTM(3, 5, dropout=True), "dropout must be a number"),
+        (lambda: LSTM(3, 5)([[[1.0, 2, 3]]]), r"input must be a tensor \(T, B, D\), but is a list"),
+        (lambda: GRUCell(3, 5)([[1.0, 2, 3]]), r"input must be a tensor \(B, D\), but is a list"),
+        (lambda: LSTMCell(3, 5)(torch.randn(2, 3), step=1.5), "step must be an int, but is 1.5"),
+        (lambda: LSTM(3, 5)(torch.randn(4, 3, 3), lengths="abc"), r"lengths must be \(B,\) = \(3,\) integers"),
         (lambda: LSTM(3, 5, nonlinearity="relu"), "unexpected keyword argument 'nonlinearity'"),
         (lambda: GRU(3, 5, proj_size=0), "unexpected keyword argument 'proj_size'"),
     ):
         with pytest.raises(TypeError, match=message):
             call()
+
+
+def test_numbers_of_other_libraries_are_taken() -> None:
+    layer = LSTM(np.int64(3), 5, 2, dropout=np.float32(0.5))
+    assert layer(torch.randn(4, 2, 3))[0].shape == (4, 2, 5)
+    assert LSTMCell(3, 5, norm="batch")(torch.randn(2, 3), step=np.int64(1))[0].shape == (2, 5)
+
+
+def test_a_batch_of_no_sequences_has_no_lengths() -> None:
+    assert LSTM(3, 5)(torch.randn(4, 0, 3), lengths=[])[0].shape == (4, 0, 5)
+
+
+def test_attributes_are_those_of_torch() -> None:
+    for ours, theirs in (*PAIRS, (partial(RNN, nonlinearity="relu"), partial(nn.RNN, nonlinearity="relu"))):
+        assert all(getattr(ours(3, 5), name) == getattr(theirs(3, 5), name) for name in ("mode", "proj_size"))
 
 
 def test_positional_arguments_are_in_the_order_of_torch() -> None:
