@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ln import kernels, reference
 from ln.kernels.native import backend as native
@@ -296,6 +297,37 @@ def test_a_gradient_that_nobody_asked_for_is_not_computed() -> None:
     with torch.no_grad():
         (output, *_), _ = problem.forward(native, leaves)
     assert not output.requires_grad
+
+
+@pytest.mark.parametrize("name", ["layer", "batch"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_memory_is_let_go_by_checkpoints_and_after_the_backward_pass(
+    cell: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native, "POOL", pool := Pool())
+    problem = Problem(cell, NormConfig(name), 40, 64, 20, 64, ragged=True)
+    leaves = problem.leaves(torch.float32)
+    sources = list(leaves.values())
+
+    def loss() -> Tensor:
+        outputs, _ = problem.forward(native, leaves)
+        return outputs[0].square().sum()
+
+    kept = loss()
+    stored = pool._used
+    assert stored > 0
+    plain = torch.autograd.grad(kept, sources)
+    wanted = sum(4 * g.numel() for g in plain)  # at most: gradients may lie in the pool
+    assert pool._used <= 1.2 * wanted < stored
+    with pytest.raises(RuntimeError, match="a second time"):
+        torch.autograd.grad(kept, sources)
+    before = pool._used
+    kept = checkpoint(loss, use_reentrant=False)
+    assert pool._used == before
+    assert all(torch.equal(a, b) for a, b in zip(plain, torch.autograd.grad(kept, sources), strict=True))
+    with torch.autograd.graph.saved_tensors_hooks(Tensor.clone, Tensor.clone):
+        kept = loss()
+    assert all(torch.equal(a, b) for a, b in zip(plain, torch.autograd.grad(kept, sources), strict=True))
 
 
 def test_changing_the_output_in_place_is_noticed() -> None:

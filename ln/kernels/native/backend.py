@@ -193,6 +193,15 @@ class _Saved:
     stats: Stats | None
     groups: int
 
+    def tensors(self) -> list[Tensor | None]:
+        return [self.hs, self.c, self.ax, self.ah, self.rs, *(self.stats or ())]
+
+    @classmethod
+    def of(cls, tensors: list[Tensor | None], groups: int) -> _Saved:
+        hs, c, ax, ah, rs, *stats = tensors
+        assert hs is not None
+        return cls(hs, c, ax, ah, rs, Stats(*stats) if stats else None, groups)
+
 
 def _forward(
     call: _Call, x: Tensor, h0: Tensor, c0: Tensor | None, *parameters: Tensor | None
@@ -235,9 +244,11 @@ class _Sequence(torch.autograd.Function):
         ctx: Any, call: _Call, x: Tensor, h0: Tensor, c0: Tensor | None, *parameters: Tensor | None
     ) -> tuple[Tensor, ...]:
         saved, outputs = _forward(call, x, h0, c0, *parameters)
-        ctx.call, ctx.saved = call, saved
-        # h0 for its own graph alone, since hs begins with its values; the output, so that a change in place is noticed.
-        ctx.save_for_backward(x, h0 if h0.requires_grad else None, c0, *parameters, outputs[0])
+        ctx.call, ctx.groups = call, saved.groups
+        # The output, so that a change in place is noticed; h0 for its own graph alone, since hs begins with its values.
+        # All of it through autograd, which lets go of it after the backward pass and gives it to checkpoints and hooks.
+        inputs = (x, h0 if h0.requires_grad else None, c0, *parameters)
+        ctx.save_for_backward(outputs[0], *inputs, *saved.tensors())
         ctx.set_materialize_grads(False)
         measured = () if saved.stats is None or call.given is not None else saved.stats
         ctx.mark_non_differentiable(*(s for s in measured if s is not None))
@@ -245,9 +256,10 @@ class _Sequence(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        call, saved = ctx.call, ctx.saved
+        call = ctx.call
         grads = grads[: 3 if call.cell == "lstm" else 2]  # what follows are statistics
-        x, h0, c0, *parameters, _ = ctx.saved_tensors
+        _, x, h0, c0, *tensors = ctx.saved_tensors
+        parameters, saved = tensors[: len(Params._fields)], _Saved.of(tensors[len(Params._fields) :], ctx.groups)
         if gate.differentiates_further(grads):
             inputs = (x, saved.hs[0] if h0 is None else h0, c0, *parameters)
             lengths, needed = call.ragged and call.ragged.lengths, ctx.needs_input_grad[1:]
