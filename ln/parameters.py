@@ -315,7 +315,23 @@ class NormalizedRecurrence(nn.Module):
                     f"batch norm meets step {last} for the first time under {beyond}; train on one such batch in plain "
                     "eager code before"
                 )
+            if (processes := gate.processes()) > 1:  # whose buffers would silently cease to have one size
+                raise RuntimeError(
+                    f"batch norm meets step {last} for the first time in one of {processes} processes, where its "
+                    "statistics cannot grow; call reserve_steps(T) of each such layer, T the longest sequence's, before"
+                )
             self._keep_steps(last, in_place=beyond is None)
+
+    def reserve_steps(self, steps: int) -> None:
+        """Make room for batch norm's statistics of so many steps, as training does by itself where it meets longer
+        sequences. Only needed before the module is shared between processes. ValueError: beyond max_steps."""
+        steps = checks.size("steps", steps)
+        if not self.kernel_norm.traits.population:
+            return
+        if steps > self.norm.max_steps:
+            raise ValueError(f"steps must be at most max_steps={self.norm.max_steps}, but is {steps}")
+        if steps > self._steps_kept():
+            self._keep_steps(steps)
 
     def _steps_kept(self) -> int:
         return len(getattr(self, f"batches_tracked{self._suffixes[0]}"))
@@ -323,15 +339,22 @@ class NormalizedRecurrence(nn.Module):
     @torch.no_grad()
     def _keep_steps(self, steps: int, in_place: bool = True) -> None:
         """Make the buffers of batch statistics so long: in place, so that whoever holds them holds them still; in a
-        compiled graph by others in their stead."""
-        for name, buffer in self._batch_statistics():
-            before, start = len(buffer), 1 if name.startswith("running_var_") else 0
+        compiled graph by others in their stead. The memory is new: that of a file or of other processes has its size.
+        """
+        named = [(name, buffer) for name, buffer in self._batch_statistics() if len(buffer) != steps]
+        if in_place and any(_is_shared(buffer) for _, buffer in named):
+            raise RuntimeError(
+                f"batch norm's statistics lie in shared memory, where they cannot become {steps} steps long; call "
+                "reserve_steps(T), T the longest sequence's, before share_memory()"
+            )
+        for name, buffer in named:
+            start = 1 if name.startswith("running_var_") else 0
+            added = buffer.new_full((max(0, steps - len(buffer)), *buffer.shape[1:]), start)
+            new = torch.cat([buffer[:steps], added])
             if in_place:
-                buffer.resize_(steps, *buffer.shape[1:])
-                buffer[before:] = start
+                buffer.set_(new)  # type: ignore[call-overload]
             else:
-                new = buffer.new_full((steps - before, *buffer.shape[1:]), start)
-                setattr(self, name, torch.cat([buffer, new]))
+                setattr(self, name, new)
 
     def _batch_statistics(self) -> list[tuple[str, Tensor]]:
         named = self.named_buffers(recurse=False)
@@ -352,6 +375,10 @@ class NormalizedRecurrence(nn.Module):
         pairs += [(n, getattr(self.norm, n)) for n in settings if getattr(self.norm, n) != getattr(plain, n)]
         pairs.append(("backend", self.backend))
         return ", ".join([str(self.input_size), str(self.hidden_size), *(f"{name}={value!r}" for name, value in pairs)])
+
+
+def _is_shared(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and bool(tensor.is_shared())  # type: ignore[no-untyped-call]
 
 
 def _norms(matrix: Tensor) -> Tensor:

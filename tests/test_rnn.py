@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import ln
 from ln import GRU, LSTM, RNN, GRUCell, LSTMCell, NormConfig, kernels, recompute_statistics, reference
@@ -490,6 +491,54 @@ def test_batch_norm_keeps_as_many_steps_as_it_has_seen() -> None:
     fewer = LSTM(3, 64, norm=NormConfig("batch", max_steps=5))
     with pytest.raises(RuntimeError, match="size mismatch"):
         fewer.load_state_dict(model.state_dict())
+
+
+def test_batch_norm_grows_out_of_a_mapped_file(tmp_path) -> None:
+    model, x = LSTM(3, 5, norm="batch"), torch.randn(6, 6, 3)
+    model(x[:4])
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    mapped = LSTM(3, 5, norm="batch")
+    mapped.load_state_dict(torch.load(tmp_path / "model.pt", mmap=True), assign=True)
+    for layer in (model, mapped):
+        layer(x)
+    assert all(torch.equal(a, b) for a, b in zip(model.buffers(), mapped.buffers(), strict=True))
+
+
+def test_batch_norm_in_shared_memory_keeps_to_the_steps_reserved() -> None:
+    model, x = LSTM(3, 5, norm="batch").share_memory(), torch.randn(6, 6, 3)
+    with pytest.raises(RuntimeError, match=r"in shared memory, where they cannot become 6 steps long; call reserve_st"):
+        model(x)
+    alone = copy.deepcopy(model)
+    model = copy.deepcopy(model)
+    model.reserve_steps(7)
+    model.share_memory()
+    addresses = [buffer.data_ptr() for buffer in model.buffers()]
+    for layer in (model, alone):
+        layer(x)
+        layer(x[:4])
+    assert [buffer.data_ptr() for buffer in model.buffers()] == addresses
+    assert model.batches_tracked_l0.is_shared()
+    assert model.batches_tracked_l0.tolist() == [2, 2, 2, 2, 1, 1, 0]
+    assert all(torch.equal(a[:6], b) for a, b in zip(model.buffers(), alone.buffers(), strict=True))
+    assert torch.equal(model.eval()(torch.cat([x, x]))[0], alone.eval()(torch.cat([x, x]))[0])
+
+
+def test_batch_norm_does_not_grow_in_one_of_several_processes() -> None:
+    store = FakeStore()
+    torch.distributed.init_process_group("fake", store=store, rank=0, world_size=2)
+    try:
+        model = GRU(3, 5, norm=NormConfig("batch", max_steps=6))
+        with pytest.raises(RuntimeError, match=r"step 4 for the first time in one of 2 processes.* reserve_steps\(T\)"):
+            model(torch.randn(4, 6, 3))
+        model.reserve_steps(4)
+        model(torch.randn(4, 6, 3))
+    finally:
+        torch.distributed.destroy_process_group()
+    model(torch.randn(5, 6, 3))
+    model.reserve_steps(2)
+    assert model.batches_tracked_l0.tolist() == [2] * 4 + [1]
+    with pytest.raises(ValueError, match="at most max_steps=6, but is 7"):
+        model.reserve_steps(7)
 
 
 def test_batch_norm_refuses_to_train_beyond_max_steps() -> None:

@@ -45,6 +45,13 @@ def _transformed() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
+@constant
+def processes() -> int:
+    """How many processes torch.distributed runs, 1 where it does not."""
+    distributed = torch.distributed
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
 def beyond_eager(tensors: Iterable[Tensor | None]) -> str | None:
     """What is going on that only torch's own operations can follow, or None in plain eager code.
 
