@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from ln.suite.errors import Mistake
-from ln.suite.judging import analysis, curvature
-from ln.suite.judging.curvature import layer_curvature
+from ln.suite.judging import analysis
 from ln.suite.judging.findings import FINDINGS, finding, findings
 from ln.suite.judging.reading import curve, resampled_shares, share_to_best, smooth
 from ln.suite.showing.findings import page, short_list
@@ -23,7 +22,7 @@ def test_eq13_doubling_the_weights_quarters_the_curvature_and_halves_the_distanc
 
 
 def test_eq13_leaves_out_what_a_units_weights_do_to_the_other_units_of_a_layer():
-    few, many = layer_curvature(4), layer_curvature(64)
+    few, many = analysis.layer_curvature(4), analysis.layer_curvature(64)
     assert few.least > 0.1
     assert many.largest < few.least  # each of many units moves the mean and deviation by less
     for layer in (few, many):  # Table 1's re-centering: no curvature, and as much as anywhere by the equation
@@ -32,8 +31,8 @@ def test_eq13_leaves_out_what_a_units_weights_do_to_the_other_units_of_a_layer()
 
 
 def test_eq13_is_exact_where_the_units_share_nothing(monkeypatch):
-    monkeypatch.setattr(curvature, "layer_norm", lambda a, gain, eps: a * gain)
-    assert layer_curvature(3).largest < 1e-15
+    monkeypatch.setattr(analysis, "layer_norm", lambda a, gain, eps: a * gain)
+    assert analysis.layer_curvature(3).largest < 1e-15
 
 
 def test_eq32_lacks_the_normalized_input_that_eq13_has():

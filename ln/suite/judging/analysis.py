@@ -4,6 +4,7 @@ Shapes: N cases, D inputs, H units.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,6 +12,17 @@ from torch import Tensor
 from ln.reference import layer_norm
 
 CASES, INPUTS, UNITS = 1_024, 64, 32
+FEWER_CASES = 256  # where a case costs more
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """What equation 13 says of the weights of a layer."""
+
+    least: float  # relative error of a unit's w-w block, the least over the units
+    largest: float
+    common: float  # the Fisher information along one vector that is added to every unit's weights,
+    common_by_13: float  # and equation 13's: both relative to equation 13's where each unit has a vector of its own
 
 
 def _generator() -> torch.Generator:
@@ -38,6 +50,40 @@ def doubled_weights() -> tuple[float, float]:
         fisher = (slopes * (p * (1 - p))[:, None]).T @ slopes / len(x)
         lengths.append(float(step @ fisher @ step))
     return lengths[1] / lengths[0], (lengths[1] / lengths[0]) ** 0.5
+
+
+def layer_curvature(units: int) -> Curvature:
+    """Equation 13 under layer norm against the Fisher information itself: the curvature along the weights of so many
+    logistic units that share a mean and a deviation. Random weights and inputs, gains 1 and biases 0.
+
+    With z_k the normalized input of unit k, the Fisher information of vectors v_i added to the w_i is
+    E[sum_k Cov_kk (sum_i dz_k/da_i v_i^T x)^2]; equation 13 keeps dz_i/da_i alone.
+    """
+    generator = _generator()
+    x, w, vectors = (
+        torch.randn(rows, INPUTS, dtype=torch.float64, generator=generator) for rows in (FEWER_CASES, units, units)
+    )
+    a, gain = x @ w.T / INPUTS**0.5, torch.ones(units, dtype=torch.float64)
+    slopes = torch.func.vmap(torch.func.jacrev(lambda row: layer_norm(row[None], gain, eps=0.0)[0]))(a)  # dz_k/da_i
+    p = torch.sigmoid(layer_norm(a, gain, eps=0.0))
+    covariance = p * (1 - p)  # (N, H) Cov[y_k|x], with phi = 1
+    exact = torch.einsum("nk,nki->ni", covariance, slopes**2)  # the factor of x x^T in the w-w block of unit i
+    own = slopes.diagonal(dim1=1, dim2=2)
+    by_13 = covariance * own**2
+
+    def block(factor: Tensor) -> Tensor:
+        return torch.einsum("ni,na,nb->iab", factor, x, x) / FEWER_CASES
+
+    errors = (block(exact) - block(by_13)).flatten(1).norm(dim=1) / block(exact).flatten(1).norm(dim=1)
+    moved = (x @ vectors[0])[:, None].expand(-1, units)  # (N, H) what the common vector adds to each summed input
+    along = torch.einsum("nki,ni->nk", slopes, moved)
+    scale = (by_13 * (x @ vectors.T) ** 2).sum(1).mean()
+    return Curvature(
+        float(errors.min()),
+        float(errors.max()),
+        float((covariance * along**2).sum(1).mean() / scale),
+        float((by_13 * moved**2).sum(1).mean() / scale),
+    )
 
 
 def gain_information() -> tuple[float, float, float]:
@@ -73,9 +119,9 @@ def shifted_cases() -> tuple[float, float]:
     """By which part of its norm a layer-normalized layer's output changes when one number is added to all features of
     a case, and when it is added to all of its summed inputs."""
     generator = _generator()
-    x = torch.randn(256, INPUTS, dtype=torch.float64, generator=generator)
+    x = torch.randn(FEWER_CASES, INPUTS, dtype=torch.float64, generator=generator)
     weights = torch.randn(UNITS, INPUTS, dtype=torch.float64, generator=generator) / INPUTS**0.5
-    shift = torch.randn(256, 1, dtype=torch.float64, generator=generator)
+    shift = torch.randn(FEWER_CASES, 1, dtype=torch.float64, generator=generator)
     gain = torch.ones(UNITS, dtype=torch.float64)
 
     def change(summed: Tensor) -> float:

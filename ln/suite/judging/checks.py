@@ -87,7 +87,7 @@ def deviation(values: Sequence[float]) -> float:
     return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
 
 
-def test_set_limit(check: Check, shares: Sequence[float], examples: float) -> float:
+def limit_of_test_set(check: Check, shares: Sequence[float], examples: float) -> float:
     """Half-width that a test set of `examples` leaves to a difference of proportions, or of two such differences."""
     asked = effective_examples(examples, check.queries)
     pairs = zip(shares[::2], shares[1::2], strict=True)
@@ -152,7 +152,7 @@ def better(check: Check, sides: Sequence[Seeds]) -> Finding:
     if not finite:
         outcome = Outcome.HOLDS if len(gains) >= 3 else Outcome.OPEN
         return Finding(outcome, "baseline diverged", "every baseline run diverged")
-    if len(finite) < min(2, len(gains)):
+    if len(finite) < 2:
         why = f"{len(gains) - 1} of {len(gains)} baseline runs diverged; the one that is left gives no interval"
         return Finding(Outcome.OPEN, "", why)
     # A baseline that diverged lost by more than can be measured: it counts as the largest gain that was, or as none.
@@ -160,7 +160,7 @@ def better(check: Check, sides: Sequence[Seeds]) -> Finding:
     interval, limit = mean_interval(gains), 0.0
     if check.proportion and all(map(math.isfinite, shares)):
         examples = check.examples or ours[0].info["examples"][check.metric.split("_")[0]]
-        limit = test_set_limit(check, shares, examples)
+        limit = limit_of_test_set(check, shares, examples)
         interval = widened(interval, limit)
     text = f"{check.norm} better than {check.baseline_name} by {interval}"
     outcome = three_way(interval, 0.0, math.inf)

@@ -40,7 +40,7 @@ class Expected:
     spread: float  # standard deviation over seeds, of the paired difference where there is a baseline
     steps: int | None = None  # updates after which the effect is expected to show, where fewer would not do
     share: float | None = None  # of a proportion: about what both sides have, in the metric's unit,
-    examples: int | None = None  # of so many test examples
+    examples: int | None = None  # of so many test examples, where the check names none
 
 
 @dataclass(frozen=True)

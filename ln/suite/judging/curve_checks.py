@@ -1,7 +1,7 @@
 """The kind of check that compares whole curves: the published one is one of ours."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ln.suite.judging.checks import Finding, Outcome, beyond, deviation, scatter, three_way, too_few
 from ln.suite.judging.claims import Check
@@ -25,7 +25,8 @@ def curve(check: Check, sides: Sequence[Seeds]) -> Finding:
 
     Of a run that is the first part of the protocol, the same part of the published curve is compared.
     """
-    runs, drawn = list(sides[0].values()), drawn_curves(check).get(check.norm)
+    runs, curves = list(sides[0].values()), drawn_curves(check)
+    drawn = curves.get(check.norm)
     if drawn is None:
         return Finding(Outcome.LACKING, "", "the paper draws no such curve")
     if len(runs) < 2:
@@ -37,14 +38,16 @@ def curve(check: Check, sides: Sequence[Seeds]) -> Finding:
     if len(first_part.x) < ENOUGH_POINTS:
         few = f"{len(first_part.x)} of the published curve's points lie before {drawn.axis} {end:g}, where the runs end"
         return Finding(Outcome.LACKING, "", f"{few}; it takes {ENOUGH_POINTS}")
-    return _reaches(check, runs, first_part) if check.level is not None else _distance(check, runs, drawn, end)
+    return _reaches(check, runs, first_part) if check.level is not None else _distance(check, runs, curves, first_part)
 
 
-def _distance(check: Check, runs: Sequence[Measured], drawn: Curve, end: float) -> Finding:
-    """The noise is the whole published curve's: of a first part alone it would hold the descent, which is none."""
-    tolerance = check.tolerance if check.noises is None else check.noises * noise(_on_axis(check, drawn.y))
+def _distance(check: Check, runs: Sequence[Measured], curves: Mapping[str, Curve], drawn: Curve) -> Finding:
+    """curves: the published ones of all norms; drawn: the check's own, as far as the runs go. The noise is its whole
+    course's: of a first part alone it would hold the descent, which is none."""
+    whole = curves[check.norm].y
+    tolerance = check.tolerance if check.noises is None else check.noises * noise(_on_axis(check, whole))
     assert tolerance is not None
-    distances = [_mean_distance(check, *run.curve(check.metric, drawn.axis), drawn.until(end)) for run in runs]
+    distances = [_mean_distance(check, *run.curve(check.metric, drawn.axis), drawn) for run in runs]
     interval = mean_interval(distances)
     outcome = three_way(interval, -math.inf, beyond(tolerance, up=True))
     unit = " decades" if check.log else ""
@@ -56,8 +59,8 @@ def _distance(check: Check, runs: Sequence[Measured], drawn: Curve, end: float) 
     }
     alike = [
         norm
-        for norm, other in drawn_curves(check).items()
-        if norm != check.norm and _mean_distance(check, other.x, other.y, drawn.until(end)) <= tolerance
+        for norm, other in curves.items()
+        if norm != check.norm and _mean_distance(check, other.x, other.y, drawn) <= tolerance
     ]
     also = f", as would the published curve{'s' * (len(alike) > 1)} of {' and '.join(alike)}" if alike else ""
     effect, spread = abs(interval.estimate - tolerance), deviation(distances)

@@ -1,7 +1,7 @@
 """Where the paper and its own figures, tables and equations disagree: every number computed here.
 
-The figures' numbers come from `configs/published/`, those of section 5 from its equations in float64 (`analysis.py` and
-`curvature.py` beside this file). No run of ours is needed; a claim that the paper's own curve fails is not held against
+The figures' numbers come from `configs/published/`, those of section 5 from its equations in float64
+(`ln/suite/judging/analysis.py`). No run of ours is needed; a claim that the paper's own curve fails is not held against
 one.
 """
 
@@ -14,7 +14,6 @@ import numpy as np
 from ln.norms import NORMS
 from ln.suite.errors import Mistake
 from ln.suite.judging import analysis
-from ln.suite.judging.curvature import layer_curvature
 from ln.suite.judging.reading import best, common, curve, percent, reach, resampled_shares, share_to_best, smooth
 
 QUESTIONS = 3_904  # counted in Figure 2: every error is a multiple of 1 / 3,904
@@ -298,7 +297,7 @@ def figure_6_baseline() -> Disagreement:
 
 
 def equation_13() -> Disagreement:
-    layers = {units: layer_curvature(units) for units in (4, 32, 128)}
+    layers = {units: analysis.layer_curvature(units) for units in (4, 32, 128)}
     few, many = layers[4], layers[128]
     return Disagreement(
         "equation-13",

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from scipy.special import nctdtr, stdtrit
 
-from ln.suite.judging.checks import test_set_limit
+from ln.suite.judging.checks import limit_of_test_set
 from ln.suite.judging.claims import FASTER, Check, ClaimsFile
 from ln.suite.judging.stats import CONFIDENCE
 
@@ -39,9 +39,10 @@ def beside(effect: float, limit: float) -> float:
 def expected_limit(check: Check) -> float:
     """Half-width that the paper's test set is expected to leave to a difference of proportions, whatever the seeds."""
     expected = check.expected
-    if expected is None or expected.share is None or expected.examples is None:
+    examples = check.examples or (expected and expected.examples)
+    if expected is None or expected.share is None or not examples:
         return 0.0
-    return test_set_limit(check, [expected.share / check.scale] * (4 if check.beyond else 2), expected.examples)
+    return limit_of_test_set(check, [expected.share / check.scale] * len(check.sides), examples)
 
 
 def seeds_expected(check: Check, limit: float = 0.0) -> int | None:
