@@ -12,6 +12,7 @@ from ln.suite.showing.onward import onward
 from ln.suite.showing.text import duration
 from ln.suite.sweeps.pace import Pace, estimated
 from ln.suite.sweeps.preflight import recipes_of
+from ln.suite.sweeps.published import published
 from ln.suite.sweeps.wanted import Cell, cells, wanted
 
 
@@ -45,9 +46,14 @@ def main() -> None:
     print(*_bases([cell.pace for cell in rest if cell.pace]), sep="", end="")
     lines = list(planned(load_claims(group), profile))
     if lines:
-        print(f"\npower of {POWER:.0%} takes")
+        print(f"\nseeds that give each claim a power of {POWER:.0%} for the effect that is expected:")
         print("\n".join(f"  {line}" for line in lines))
-    print(f"\n{onward('planned' if rest else 'nothing left', group, profile, arguments.results)}")
+    asked = {"NORMS": arguments.norms, "SEEDS": arguments.seeds, "UNTIL": arguments.until}
+    said = "".join(f" {name}={value}" for name, value in asked.items() if value)
+    # `make reproduce-` trains nothing beside published runs unless some are asked for.
+    beside = not said and published(found, recipes, arguments.results)
+    after = "nothing left" if not rest else "planned beside published runs" if beside else "planned"
+    print(f"\n{onward(after, group, profile, arguments.results, said)}")
 
 
 def _about(cells: Sequence[Cell]) -> str:

@@ -23,6 +23,7 @@ from hydra import compose, initialize_config_dir
 
 import ln.suite.sweeps.cells
 import ln.suite.sweeps.launch
+import scripts.plan
 import scripts.reproduce
 import scripts.sweep
 from ln.suite.config import CONFIGS, Recipe, names, recipe_of
@@ -135,6 +136,16 @@ def test_a_clones_published_runs_are_said_and_nothing_is_trained(
     assert ended.value.code == 0
     assert re.search(r"6 of \d+ runs are published ones, and `make sweep-mnist PROFILE=smoke` adds the other \d+", said)
     assert "figure: results/smoke/mnist/figure.png" in said
+    # The plan names the command that carries out what is missing.
+    with monkeypatch.context() as patch:
+        patch.setattr(scripts.plan, "estimated", lambda _: None)
+        for asked_for, command in (
+            ((), "sweep-mnist PROFILE=smoke"),
+            (("--norms=layer",), "reproduce-mnist PROFILE=smoke NORMS=layer"),
+        ):
+            patch.setattr("sys.argv", ["plan", "mnist", "--profile=smoke", *asked_for])
+            scripts.plan.main()
+            assert f"next: `make {command}` carries them out" in capsys.readouterr().out
     # Another recipe's are not taken for the ones that are asked for, but refused.
     assert sweep(parse([*asked, "train.optimizer.lr=0.5"])) == 1
     said_of_others = capsys.readouterr()

@@ -5,7 +5,8 @@ NEXT = {
     "reproduced": "`make report{results}` writes {folder}/index.html, the page of all runs",
     "reproduced elsewhere": "`make compare THEIRS={folder}` lays them beside the published runs",
     "swept": "`make report{results}` writes {folder}/index.html, the page of all runs",
-    "planned": "`make reproduce-{name}{profile}{results}` carries them out",
+    "planned": "`make reproduce-{name}{profile}{results}{chosen}` carries them out",
+    "planned beside published runs": "`make sweep-{name}{profile}{results}` carries them out",
     "nothing left": "`make verdict-{name}{profile}{results}` judges them",
     "judged": "`make report{results}` writes {folder}/index.html, the page of all runs",
     "nothing to judge": "`make reproduce-{name}{profile}{results}` carries its runs out",
@@ -26,12 +27,16 @@ NEXT = {
 }
 
 
-def onward(after: str, group: str = "", profile: str = "laptop", results: str = "results", **more: object) -> str:
-    """`next: ...`, with the profile and the results folder that the command was given."""
+def onward(
+    after: str, group: str = "", profile: str = "laptop", results: str = "results", chosen: str = "", **more: object
+) -> str:
+    """`next: ...`, with the profile, the results folder and the runs chosen (` NORMS=layer`) that the command was
+    given."""
     return "next: " + NEXT[after].format(
         name=group.replace("_", "-"),
         profile="" if profile == "laptop" else f" PROFILE={profile}",
         results="" if results == "results" else f" RESULTS={results}",
         folder=results,
+        chosen=chosen,
         **more,
     )
