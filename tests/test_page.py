@@ -154,6 +154,8 @@ def test_the_mean_is_the_figures_and_thinning_keeps_the_ends(small: Path) -> Non
         where, expected = mean_curve([run.curve("test_error", "epoch") for run in runs])
         assert np.allclose(np.array(means[norm]["y"]["step"]) * means[norm]["epochsPerStep"], where)
         assert np.allclose(means[norm]["y"]["test_error"], expected, rtol=10.0**-curves.DIGITS)
+        _, likelihood = mean_curve([run.curve("train_nll", "epoch") for run in runs], log=True)
+        assert np.allclose(means[norm]["y"]["train_nll"], likelihood, rtol=10.0**-curves.DIGITS)
     thin = curves.payload(document, found, points=5)["lines"]
     for whole, kept in zip(lines, thin, strict=True):
         assert len(kept["y"]["step"]) == min(5, len(whole["y"]["step"]))

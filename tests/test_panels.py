@@ -12,6 +12,7 @@ from ln.norms import NORMS
 from ln.suite.config import names
 from ln.suite.errors import Mistake
 from ln.suite.judging.claims import Panel, Window, claims_file, load_claims
+from ln.suite.judging.curve_checks import LEAST
 from ln.suite.judging.published import Key, published_curves
 from ln.suite.runs.read import Measured, Runs
 from ln.suite.showing import panels
@@ -53,6 +54,15 @@ def test_our_curve_in_the_papers_axes_has_the_published_one_dashed_behind_it():
     assert max(line.zorder for line in published) < min(line.zorder for line in ours)
     layer = published_curves()[Key("draw", "test_bound", "layer")]
     assert any(tuple(line.get_xdata()) == layer.x and tuple(line.get_ydata()) == layer.y for line in published)
+
+
+@pytest.mark.parametrize(("log", "mean"), [(True, 1e-4), (False, 5e-3)])
+def test_the_mean_over_seeds_is_that_of_the_axis(log: bool, mean: float) -> None:
+    panel = Panel("train_nll", "draw", log=log)
+    seeds = {seed: run(panel.x, panel.metric, {1.0: value, 2.0: 0.0}) for seed, value in enumerate((1e-2, 1e-6))}
+    line = max(drawn(panel, {"draw": {"layer": seeds}}).lines, key=lambda line: line.get_linewidth())
+    assert line.get_ydata()[0] == pytest.approx(mean, rel=1e-3)
+    assert line.get_ydata()[1] == pytest.approx(LEAST if log else 0.0)
 
 
 def test_a_curve_that_does_not_come_there_gets_axes_of_its_own():

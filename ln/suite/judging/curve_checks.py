@@ -3,6 +3,8 @@
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from ln.suite.judging.checks import Finding, Outcome, beyond, deviation, scatter, three_way, too_few
 from ln.suite.judging.claims import Check
 from ln.suite.judging.published import Curve, published_curves
@@ -70,7 +72,7 @@ def _distance(check: Check, runs: Sequence[Measured], curves: Mapping[str, Curve
 def _mean_distance(check: Check, x: Sequence[float], y: Sequence[float], drawn: Curve) -> float:
     """Of a curve from a published one at the latter's points, as far as both go."""
     within = [(p, q) for p, q in zip(drawn.x, drawn.y, strict=True) if x[0] <= p <= x[-1]]
-    pairs = [_on_axis(check, (_at(x, y, p), q)) for p, q in within]
+    pairs = [_on_axis(check, (float(np.interp(p, x, y)), q)) for p, q in within]
     return sum(abs(a - b) for a, b in pairs) / len(pairs) if pairs else math.inf
 
 
@@ -83,15 +85,6 @@ def noise(values: Sequence[float]) -> float:
     leaves at zero."""
     seconds = [a - 2 * b + c for a, b, c in zip(values, values[1:], values[2:], strict=False)]
     return math.sqrt(sum(second**2 for second in seconds) / len(seconds) / 6)
-
-
-def _at(x: Sequence[float], y: Sequence[float], position: float) -> float:
-    """A curve between its evaluations."""
-    after = next(i for i, other in enumerate(x) if other >= position)
-    if x[after] == position or after == 0:
-        return y[after]
-    share = (position - x[after - 1]) / (x[after] - x[after - 1])
-    return y[after - 1] + share * (y[after] - y[after - 1])
 
 
 def _reaches(check: Check, runs: Sequence[Measured], drawn: Curve) -> Finding:

@@ -185,7 +185,7 @@ def _curves(panel: Panel, norm: str, *sides: Seeds) -> Curves | None:
     curves = [[c for run in side.values() if (c := run.curve(panel.metric, panel.x))[0]] for side in sides]
     if not all(curves):
         return None
-    means = [mean_curve(side) for side in curves]
+    means = [mean_curve(side, panel.log) for side in curves]
     first, last = max(x[0] for x, _ in means), min(x[-1] for x, _ in means)
     at = [max(first, share * last) for share in PLACES] if first <= last else []
     return Curves(norm, at, *([float(value) for value in np.interp(at, x, y)] for x, y in means))

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ln.suite.files import replacing
+from ln.suite.judging.curve_checks import LEAST
 
 X_LABELS = {"step": "iteration", "epoch": "epoch", "seconds": "seconds"}
 STYLE: dict[Any, Any] = {
@@ -49,9 +50,15 @@ def save(figure: Figure, path: Path, vectors: bool = True) -> Path:
     return path.with_suffix(".png")
 
 
-def mean_curve(curves: list[tuple[list[float], list[float]]]) -> tuple[np.ndarray, np.ndarray]:
+def mean_curve(curves: list[tuple[list[float], list[float]]], log: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """The mean over seeds wherever all seeds were evaluated: until the first one that diverged stops. Its positions
-    are the median of theirs, since seconds differ from seed to seed."""
+    are the median of theirs, since seconds differ from seed to seed. log: see mean_on_axis."""
     length = min(len(x) for x, _ in curves)
     positions = np.median([x[:length] for x, _ in curves], axis=0)
-    return positions, np.mean([y[:length] for _, y in curves], axis=0)
+    return positions, mean_on_axis(np.array([y[:length] for _, y in curves]), log)
+
+
+def mean_on_axis(values: np.ndarray, log: bool) -> np.ndarray:
+    """The mean over the first axis, the seeds, as the vertical axis draws them: on a logarithmic one the geometric,
+    since of seeds that are decades apart the arithmetic one shows the largest alone."""
+    return np.exp(np.log(np.maximum(values, LEAST)).mean(0)) if log else values.mean(0)

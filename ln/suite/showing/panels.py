@@ -32,14 +32,14 @@ MOST_COLUMNS = 4
 
 
 def draw_curves(axes: Axes, runs: Runs, metric: str, x: str = "step", suffix: str = "", **style: Any) -> None:
-    """Every seed faint, the mean of each norm on top."""
+    """Every seed faint, the mean of each norm on top, as the axes' scale has it."""
     for norm, by_seed in sorted(runs.items(), key=lambda item: list(NORMS).index(item[0])):
         curves = [curve for run in by_seed.values() if (curve := run.curve(metric, x))[0]]
         colour, name = NORMS[norm].colour, NORMS[norm].label + suffix
         for positions, values in curves:
             axes.plot(positions, values, color=colour, alpha=0.25, linewidth=0.8)
         if curves:
-            where, mean = mean_curve(curves)
+            where, mean = mean_curve(curves, axes.get_yscale() == "log")
             marker = "o" if len(where) < 12 else None
             width = 1.8 if not suffix else 1.2
             axes.plot(where, mean, color=colour, linewidth=width, marker=marker, markersize=3, label=name, **style)

@@ -4,7 +4,7 @@ Shapes: E evaluations of a run, P points kept of them.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from ln.norms import NORMS
 from ln.suite.judging.claims import ClaimsFile, Panel
-from ln.suite.showing.figures import X_LABELS
+from ln.suite.showing.figures import X_LABELS, mean_on_axis
 from ln.suite.showing.page.found import AXES, PageRun
 from ln.suite.showing.panels import published_in
 
@@ -97,14 +97,15 @@ def points_each(blocks: Sequence[Sequence[PageRun]]) -> int:
 def payload(document: ClaimsFile, found: Sequence[PageRun], points: int) -> dict[str, Any]:
     """What the page's script draws for one experiment group at one profile: its plots and its lines."""
     done = [run for run in found if run.done]
-    lines = []
+    lines, plots = [], _plots(document, done, points)
+    logarithmic = {(plot["experiment"], plot["metric"]) for plot in plots if plot["log"]}
     for experiment in document.runs.experiments:
         for norm in norms(found):
             runs = [run for run in done if (run.experiment, run.norm) == (experiment, norm)]
             lines += [_line(run, points) for run in runs]
             if any(run.evaluations for run in runs):
-                lines.append(_mean(runs, points))
-    return {"plots": _plots(document, done, points), "lines": lines}
+                lines.append(_mean(runs, points, {metric for at, metric in logarithmic if at == experiment}))
+    return {"plots": plots, "lines": lines}
 
 
 def _plots(document: ClaimsFile, done: Sequence[PageRun], points: int) -> list[dict[str, Any]]:
@@ -155,8 +156,9 @@ def _line(run: PageRun, points: int) -> dict[str, Any]:
     return line | _columns(run.evaluations, points)
 
 
-def _mean(runs: Sequence[PageRun], points: int) -> dict[str, Any]:
-    """The mean over seeds wherever all seeds were evaluated, as in the figures: until the first that diverged stops."""
+def _mean(runs: Sequence[PageRun], points: int, logarithmic: Set[str]) -> dict[str, Any]:
+    """The mean over seeds wherever all seeds were evaluated, as in the figures: until the first that diverged stops; on
+    the scale of the metric's axis."""
     evaluated = [run.evaluations for run in runs if run.evaluations]
     length = min(map(len, evaluated))
     names, rows = metrics(runs), []
@@ -164,7 +166,7 @@ def _mean(runs: Sequence[PageRun], points: int) -> dict[str, Any]:
         row = {axis: same[0][axis] for axis in AXES if axis in same[0]}
         for metric in names:
             values = [record.get(metric) for record in same]
-            row[metric] = None if None in values else sum(values) / len(values)
+            row[metric] = None if None in values else float(mean_on_axis(np.array(values), metric in logarithmic))
         rows.append(row)
     return {"experiment": runs[0].experiment, "norm": runs[0].norm, "seed": None} | _columns(rows, points)
 
