@@ -3,18 +3,10 @@
 import pytest
 import torch
 
-from experiments.invariance import (
-    COLUMNS,
-    Settings,
-    _through_time,
-    beyond_the_table,
-    fisher_by_differentiation,
-    fisher_by_equation,
-    fisher_row,
-    glm_inputs,
-    recurrence,
-    table_row,
-)
+from experiments.invariance.fisher import fisher_by_differentiation, fisher_by_equation, fisher_row, glm_inputs
+from experiments.invariance.network import Settings
+from experiments.invariance.recurrence import recurrence, through_time
+from experiments.invariance.table import COLUMNS, beyond_the_table, table_row
 from ln.reference import layer_norm
 
 PAPER = {
@@ -114,7 +106,7 @@ def test_a_layer_normalized_recurrence_is_the_same_for_any_scale_of_its_weights(
     measured = []
     for scale in (0.1, 10.0):
         torch.manual_seed(1)
-        measured.append(_through_time("layer", images[:8].double(), 32, torch.tanh, scale))
+        measured.append(through_time("layer", images[:8].double(), 32, torch.tanh, scale))
     assert measured[0] == pytest.approx(measured[1], abs=1e-6)
 
 

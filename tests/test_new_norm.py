@@ -19,7 +19,7 @@ from matplotlib.colors import to_hex
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from experiments import invariance
+from experiments.invariance import fisher
 from ln import GRU, LSTM, RNN, kernels
 from ln.kernels import BACKENDS
 from ln.norms import NORMS, Normalization, NormConfig, RMSNorm
@@ -201,14 +201,14 @@ def test_an_experiment_computes_it_or_refuses_it_by_name(recipe: Callable[..., R
 @pytest.mark.parametrize("norm", ["toy_twin", "toy_batch", "toy_fleeting"])
 def test_equations_13_and_14_hold_for_it(norm: str) -> None:
     theta, x = torch.randn(3, 6, dtype=torch.float64), torch.randn(7, 4, dtype=torch.float64)
-    by_equation = invariance.fisher_by_equation(norm, theta, x)
-    torch.testing.assert_close(by_equation, invariance.fisher_by_differentiation(norm, theta, x, own=True))
+    by_equation = fisher.fisher_by_equation(norm, theta, x)
+    torch.testing.assert_close(by_equation, fisher.fisher_by_differentiation(norm, theta, x, own=True))
 
 
 def test_equation_5_has_a_norm_of_weights_or_of_summed_inputs() -> None:
     theta, x = torch.randn(3, 6, dtype=torch.float64), torch.randn(7, 4, dtype=torch.float64)
     with pytest.raises(Mistake, match="norm=toy_both"):
-        invariance.glm_inputs("toy_both", theta, x)
+        fisher.glm_inputs("toy_both", theta, x)
 
 
 # Figures and the page.
