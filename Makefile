@@ -116,7 +116,7 @@ lint: $(READY) ## Check style (ruff) and types (mypy)
 	@$(VENV)/bin/ruff format --check --quiet . || { echo "run: $(VENV)/bin/ruff format ."; exit 1; }
 	@$(VENV)/bin/mypy
 
-readme: $(READY) ## Rewrite the README's scoreboard, its picture and its list of findings
+readme: $(READY) ## Rewrite what README and docs say of results: scoreboard, findings, speeds
 	@$(PY) -m scripts.readme
 
 gpu-check: $(READY) ## In ten minutes: does everything work on this machine's GPU? (without one: what can be known)

@@ -23,6 +23,7 @@ from statistics import median
 from typing import Any
 
 from ln.suite.showing.onward import onward
+from ln.suite.showing.speeds import BASELINE, JAX, LOOP, NATIVE, ratio
 from scripts.bench_peers import ALONE, IMPLEMENTATIONS, Shape, products
 
 SHAPES = {
@@ -33,7 +34,7 @@ SHAPES = {
     "ragged": Shape("ragged", "lstm", 64, 128, 900, 256, ragged=True),
 }
 QUICK = {"quick": Shape("quick", "gru", 6, 8, 4, 16)}
-BASELINE, LOOP, NATIVE, JAX, COMPILE = "torch.nn, no norm", "plain loop", "ln native", "JAX scan", "torch.compile"
+COMPILE = "torch.compile"
 FASTEST = {"cpu": NATIVE, "cuda": "ln triton"}
 # What is aimed at on two threads: the longest time of an implementation, in units of another's.
 TARGETS: dict[str, list[tuple[str, str, float]]] = {
@@ -162,13 +163,6 @@ def measure(shape: Shape, names: list[str], device: str, threads: int, rounds: i
         }
         for name, peer in peers.items()
     }
-
-
-def ratio(results: dict[str, dict[str, Any]], name: str, to: str) -> float | None:
-    """Median over rounds of the time of `name` in units of that of `to`."""
-    if any("times" not in results.get(n, {}) for n in (name, to)):
-        return None
-    return median(a / b for a, b in zip(results[name]["times"], results[to]["times"], strict=True))
 
 
 # -------------------------------------------------------------------------------------------------- the machine's rates

@@ -11,6 +11,7 @@ Shapes: T time, B batch, D input, H hidden.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,9 +23,9 @@ from torch import Tensor, nn
 
 import ln
 from ln.norms import NORMS
+from ln.suite.showing.speeds import BASELINE, LOOP, ratio
 from scripts.bench_peers import ALONE, PlainFastWeights, PlainGRU, PlainLSTM, PlainRNN, products
 
-BASELINE, LOOP = "torch.nn, no norm", "plain loop"
 TARGETS = {"ln, layer norm": 1.1, "ln, weight norm": 1.0, "ln, no norm": 1.0}  # of torch.nn's time
 _GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _PLAIN: dict[str, Callable[[int, int], nn.Module]] = {"LSTM": PlainLSTM, "GRU": PlainGRU, "RNN": PlainRNN}
@@ -178,16 +179,11 @@ def measure(case: Case, trains: bool, threads: int, rounds: int) -> dict[str, di
     }
 
 
-def ratio(results: dict[str, dict[str, Any]], name: str, to: str) -> float:
-    """Median over rounds of the time of `name` in units of that of `to`."""
-    return median(a / b for a, b in zip(results[name]["times"], results[to]["times"], strict=True))
-
-
 def table(case: Case, trains: bool, threads: int, results: dict[str, dict[str, Any]]) -> str:
     lines = [f"\n{case}, {'forward + backward' if trains else 'inference'}, {threads} thread{'s' * (threads > 1)}"]
     lines.append(f"{'':20}{'ms':>10}{'/torch.nn':>11}{'/loop':>9}{'of limit':>10}")
     for name, found in results.items():
-        to_nn, to_loop = ratio(results, name, BASELINE), ratio(results, name, LOOP)
+        to_nn, to_loop = (ratio(results, name, to) or math.nan for to in (BASELINE, LOOP))
         missed = ""
         if name in TARGETS and case.kind != "FastWeights" and to_nn > TARGETS[name]:
             missed = f"   missed: at most {TARGETS[name]:.1f} is wanted"

@@ -14,6 +14,7 @@ from ln.suite.config import Recipe, names
 from ln.suite.errors import Mistake
 from ln.suite.judging.claims import RunsAt, RunsWanted
 from ln.suite.runs.train import carry_out
+from ln.suite.showing import speeds
 from ln.suite.showing.report import conclude, groups, terminal_table, with_block
 from ln.suite.showing.scoreboard import readme_block
 from ln.suite.showing.text import duration
@@ -25,6 +26,14 @@ from tests.conftest import ROOT
 def test_the_readmes_table_is_not_stale() -> None:
     readme = (ROOT / "README.md").read_text()
     assert with_block(readme, readme_block(ROOT / "results")) == readme, "run `make readme`"
+
+
+@pytest.mark.parametrize(("page", "block"), [("README.md", speeds.readme_block), ("docs/layers.md", speeds.docs_block)])
+def test_the_speeds_are_those_of_the_committed_bench(page: str, block: Callable[[Path], str], tmp_path: Path) -> None:
+    said = (ROOT / page).read_text()
+    assert with_block(said, block(ROOT / "results")) == said, "run `make readme`"
+    with pytest.raises(Mistake, match="`make bench` writes it"):
+        block(tmp_path)
 
 
 def test_every_experiment_has_claims_and_its_command_in_the_readme() -> None:
