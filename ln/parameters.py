@@ -223,8 +223,9 @@ class NormalizedRecurrence(nn.Module):
         self._collecting = False
 
     def returned_dtype(self, x: Tensor) -> torch.dtype:
-        """What torch.nn returns: the input's dtype, or autocast's where torch's own layer is one that it lowers."""
-        if _autocast(x.device) and (self.lowered or x.device.type == "cuda"):
+        """What torch.nn returns: the input's dtype, or autocast's where torch's own layer is one that it lowers, which
+        float64 never is."""
+        if _autocast(x.device) and (self.lowered or x.device.type == "cuda") and x.dtype is not torch.float64:
             return torch.get_autocast_dtype(x.device.type)
         return x.dtype
 

@@ -186,15 +186,16 @@ def test_half_precision_is_computed_in_float32(backend: str, dtype: torch.dtype)
     assert all(p.grad is not None and p.grad.dtype == dtype for p in half.parameters())
 
 
-@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"])
-def test_autocast_computes_in_float32_and_returns_what_torch_returns(name: str, given: torch.dtype) -> None:
-    model, theirs = getattr(ln, name)(5, 7), getattr(nn, name)(5, 7)
+def test_autocast_computes_in_full_and_returns_what_torch_returns(name: str, given: torch.dtype) -> None:
+    dtype = torch.promote_types(given, torch.float32)
+    model, theirs = (getattr(kind, name)(5, 7, dtype=dtype) for kind in (ln, nn))
     x = torch.randn(*((3, 5) if "Cell" in name else (4, 3, 5))).to(given)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside, wanted = (torch.utils._pytree.tree_leaves(m(x)) for m in (model, theirs))
     assert [t.dtype for t in inside] == [t.dtype for t in wanted]
-    for found, exact in zip(inside, torch.utils._pytree.tree_leaves(model(x.float())), strict=True):
+    for found, exact in zip(inside, torch.utils._pytree.tree_leaves(model(x.to(dtype))), strict=True):
         assert torch.equal(found, exact.to(found.dtype))
 
 
