@@ -418,7 +418,8 @@ def recompute_statistics(model: nn.Module, batches: Iterable[Any], forward: Call
     """Replace the moving averages of every batch-normalized recurrence in `model` by plain means over `batches`.
 
     `forward` runs the model on one element of batches; by default it is the model itself. Dropout is off meanwhile, and
-    feed-forward BatchNorm layers keep the statistics they have. ValueError if batches is empty.
+    feed-forward BatchNorm layers keep the statistics they have. ValueError if batches is empty. What ends this early
+    leaves the averages as they were.
 
     >>> from ln import LSTM
     >>> layer = LSTM(8, 16, norm="batch")
@@ -430,6 +431,7 @@ def recompute_statistics(model: nn.Module, batches: Iterable[Any], forward: Call
         if isinstance(module, NormalizedRecurrence) and module.kernel_norm.traits.population
     ]
     modes = {module: module.training for module in model.modules()}
+    before = [{name: buffer.clone() for name, buffer in layer._batch_statistics()} for layer in layers]
     model.eval()
     try:
         for layer in layers:
@@ -440,6 +442,10 @@ def recompute_statistics(model: nn.Module, batches: Iterable[Any], forward: Call
                 (forward or model)(batch)
         if count == 0:
             raise ValueError("batches must hold at least one batch to compute statistics from")
+    except BaseException:
+        for layer, averages in zip(layers, before, strict=True):
+            layer.load_state_dict(averages, strict=False)
+        raise
     finally:
         for layer in layers:
             layer.stop_collecting()

@@ -576,8 +576,21 @@ def test_recomputed_statistics_are_means_over_all_batches(backend: str) -> None:
     before = layer.running_mean_ih_l0.clone()
     model.eval()(batches[0])
     assert torch.equal(layer.running_mean_ih_l0, before)
-    with pytest.raises(ValueError, match="at least one batch"):
-        recompute_statistics(model, [])
+
+
+@pytest.mark.parametrize(("shapes", "message"), [([], "at least one batch"), ([(7, 6, 3), (4, 6, 2)], "D = 3")])
+def test_statistics_that_cannot_be_recomputed_stay(shapes: list[tuple[int, ...]], message: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(LSTM(3, 5, norm="batch"))
+    for T in (2, 4):
+        model(torch.randn(T, 6, 3))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        recompute_statistics(model, [torch.randn(shape) for shape in shapes])
+    torch.testing.assert_close(dict(model.state_dict()), before, rtol=0, atol=0)
+    assert model.training
+    model(torch.randn(4, 6, 3))
+    assert model[0].batches_tracked_l0.tolist() == [3, 3, 2, 2]
 
 
 # Bad input: one sentence each.
