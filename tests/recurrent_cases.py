@@ -67,6 +67,19 @@ def results(
     return [v.detach().double() for v in (*out, *statistics, *grads)]
 
 
+def hooked(backend: str, cell: str, cfg: NormConfig) -> None:
+    """Assert that hooks which bring saved tensors back with other strides leave the gradients as they are."""
+    torch.manual_seed(0)
+    tensors = [torch.randn(3, 5, 4), *(torch.randn(5, 6) for _ in range(2 if cell == "lstm" else 1))]
+    p = random_params(cell, cfg, 4, 6)
+    turned = (lambda t: t.movedim(0, -1).contiguous(), lambda t: t.movedim(-1, 0))
+    plain = results(kernels.load(backend), cell, tensors, p, cfg, None, None, torch.float32)
+    with torch.autograd.graph.saved_tensors_hooks(*turned):
+        found = results(kernels.load(backend), cell, tensors, p, cfg, None, None, torch.float32)
+    for a, b in zip(found, plain, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
 def judge(backend: str, cell: str, tensors: list[Tensor], p: Params, cfg: NormConfig, **options: object) -> None:
     """Assert that a backend in float32 is at most twice as far from float64 as the float32 reference, on every result.
 

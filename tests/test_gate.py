@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ln import GRU, LSTM, RNN, GRUCell, LSTMCell, NormConfig, kernels, reference
 from ln.kernels import BACKENDS
 from ln.reference import Params, Stats
-from tests.recurrent_cases import GATES, random_params, usable
+from tests.recurrent_cases import GATES, hooked, random_params, usable
 
 NORMS = ("none", "batch", "weight", "layer")
 LAYERS = [(cls, norm) for cls in (LSTM, GRU, RNN) for norm in NORMS]
@@ -335,6 +335,14 @@ def test_no_backend_reads_a_tensor_of_another_size_dtype_or_device(cell: str, ba
                 with pytest.raises(ValueError, match=r"must be .* but is|holds no memory") as caught:
                     run(given | {name: other})
                 assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("norm", ["none", "layer", "batch"])
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn"])
+def test_hooks_may_bring_saved_tensors_back_with_other_strides(cell: str, norm: str, backend: str) -> None:
+    usable(backend, cell, NormConfig(norm))
+    hooked(backend, cell, NormConfig(norm))
 
 
 def test_freed_memory_and_lazy_signs() -> None:

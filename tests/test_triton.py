@@ -29,7 +29,7 @@ from ln import GRU, LSTM, reference
 from ln.kernels.triton import backend as triton_backend
 from ln.norms import CELL_SITES, NormConfig
 from ln.reference import Params, Stats
-from tests.recurrent_cases import GATES, judge, random_params, results
+from tests.recurrent_cases import GATES, hooked, judge, random_params, results
 
 ROOT = Path(__file__).resolve().parent.parent
 needs_triton = pytest.mark.skipif(
@@ -337,9 +337,13 @@ def _replay(cell: str) -> None:
         _backward_passes(cell, steps=3)
 
 
+def _hooks(cell: str) -> None:
+    hooked("triton", cell, NormConfig("layer"))
+
+
 @needs_triton
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
-@pytest.mark.parametrize("check", [_without_gradients, _half, _backward_passes, _replay])
+@pytest.mark.parametrize("check", [_without_gradients, _half, _backward_passes, _hooks, _replay])
 def test_a_call_stands_by_itself(interpreted: Any, check: Callable[[str], None], cell: str) -> None:
     interpreted(check, cell)
 

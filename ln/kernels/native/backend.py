@@ -258,7 +258,8 @@ class _Sequence(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         call = ctx.call
         grads = grads[: 3 if call.cell == "lstm" else 2]  # what follows are statistics
-        _, x, h0, c0, *tensors = ctx.saved_tensors
+        # A hook on saved tensors may bring them back with other strides.
+        _, x, h0, c0, *tensors = (None if t is None else _as_it_lies(t) for t in ctx.saved_tensors)
         parameters, saved = tensors[: len(Params._fields)], _Saved.of(tensors[len(Params._fields) :], ctx.groups)
         if gate.differentiates_further(grads):
             inputs = (x, saved.hs[0] if h0 is None else h0, c0, *parameters)

@@ -248,9 +248,10 @@ def chunks(T: int, B: int, G: int) -> list[tuple[int, int]]:
 
 
 def told_apart(saved: Sequence[Any]) -> tuple[Params, Sequence[Any]]:
-    """What a forward pass saved behind its states: the parameters, then the activations."""
+    """What a forward pass saved behind its states: the parameters, then the activations, in one piece each, as torch's
+    kernels take them to be; a hook on saved tensors may bring them back with other strides."""
     count = len(Params._fields)
-    return Params._make(saved[:count]), saved[count:]
+    return Params._make(saved[:count]), [value.contiguous() for value in saved[count:]]
 
 
 def part(value: Saved | None, at: slice | int) -> Saved | None:

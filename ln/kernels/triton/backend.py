@@ -101,7 +101,9 @@ class _Sequence(torch.autograd.Function):
     def backward(ctx: Any, *d_outputs: Tensor) -> tuple[Tensor | None, ...]:
         from ln.kernels.triton.layer import Layer, Terms
 
-        x, h0, c0, output, cells, *others = ctx.saved_tensors
+        # A hook on saved tensors may bring them back with other strides.
+        saved: list[Any] = [None if t is None else t.contiguous() for t in ctx.saved_tensors]
+        x, h0, c0, output, cells, *others = saved
         if gate.differentiates_further(d_outputs):
             call, inputs = ctx.call, (x, h0, c0, *others[: len(Params._fields)])
             given = (call.cell, call.cfg, call.lengths, call.given)
