@@ -190,7 +190,7 @@ class NormalizedRecurrence(nn.Module):
         if not self.kernel_norm.traits.population or self.uses_batch_statistics:
             return None
         tracked: Tensor = getattr(self, f"batches_tracked{suffix}")
-        last = ((tracked > 0).sum() - 1).clamp(min=0)
+        last = (torch.arange(len(tracked), device=tracked.device) * (tracked > 0)).max()
         rows = torch.arange(first, first + steps, device=tracked.device).minimum(last)
         values = (getattr(self, f"running_{name}{suffix}", None) for name in Stats._fields)
         return Stats(*(None if value is None else value[rows].to(dtype) for value in values))

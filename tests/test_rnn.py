@@ -560,6 +560,18 @@ def test_batch_norm_counts_only_the_steps_that_some_row_reaches() -> None:
     assert model.batches_tracked_l0.tolist() == [1, 1, 0, 0]
 
 
+def test_a_cell_that_skips_a_step_keeps_the_last_one_trained() -> None:
+    torch.manual_seed(0)
+    cell = GRUCell(3, 5, norm=NormConfig("batch", sites=("input",)))
+    for step in (1, 2):
+        cell(torch.randn(6, 3) + 4 * step, step=step)
+    assert cell.batches_tracked.tolist() == [0, 1, 1]
+    cell.eval()
+    for step, row in ((1, 1), (2, 2), (7, 2)):
+        given = cell.population("", step, 1, torch.float32)
+        assert torch.equal(given.mean_ih[0], cell.running_mean_ih[row])
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_recomputed_statistics_are_means_over_all_batches(backend: str) -> None:
     usable(backend, "lstm", NormConfig("batch"))
