@@ -101,10 +101,10 @@ class _Recurrent(NormalizedRecurrence):
             raise ValueError("input must hold at least one step, but T = 0")
         state = self._initial(x, state)
         beyond = gate.beyond_eager((x, *state, *self._parameters.values(), *self._buffers.values()))
-        self.check_batch(0, T, (x, *state), beyond)
         lengths = None if lengths is None else inputs.checked_lengths(lengths, T, B, beyond)
         if lengths is not None and beyond not in (None, gate.COMPILING) and self.uses_batch_statistics:
             raise RuntimeError(f"batch norm cannot train on sequences with lengths under {beyond}")
+        self.check_batch(0, T, (x, *state), beyond)  # the last to refuse, since it makes room for T steps
         if lengths is None and self._torch_is_fastest(x, state, beyond):
             output, state = self._torch(x, state)
         else:

@@ -560,6 +560,13 @@ def test_batch_norm_counts_only_the_steps_that_some_row_reaches() -> None:
     assert model.batches_tracked_l0.tolist() == [1, 1, 0, 0]
 
 
+def test_a_call_that_is_refused_makes_no_room_for_its_steps() -> None:
+    model = LSTM(3, 5, norm="batch")
+    with pytest.raises(ValueError, match=r"0 ... T = 4"):
+        model(torch.randn(4, 6, 3), lengths=[5] * 6)
+    assert model.batches_tracked_l0.tolist() == [0]
+
+
 def test_a_cell_that_skips_a_step_keeps_the_last_one_trained() -> None:
     torch.manual_seed(0)
     cell = GRUCell(3, 5, norm=NormConfig("batch", sites=("input",)))
