@@ -17,8 +17,8 @@ def main() -> None:
         verdicts, figure = conclude(arguments.group, arguments.profile, arguments.results)
     except Mistake as mistake:
         fail(mistake)
-    print(f"{terminal_table(verdicts)}\n\nfigure: {figure or 'none, no run is finished'}")
-    after = "judged" if figure else "nothing to judge"
+    print(f"{terminal_table(verdicts)}\n\nfigure: {figure or 'none, no run has its curves'}")
+    after = "judged" if any(verdict["data"] for verdict in verdicts) else "nothing to judge"
     print(onward(after, arguments.group, arguments.profile, arguments.results))
 
 

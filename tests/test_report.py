@@ -1,6 +1,7 @@
 """What people read: the README's table, the terminal's, the figures, the plan, the help."""
 
 import re
+import shutil
 import subprocess
 import tomllib
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from ln.suite.showing.text import duration
 from ln.suite.sweeps import wanted as plan
 from ln.suite.sweeps.wanted import cells, wanted
 from tests.conftest import ROOT
+from tests.page_results import metrics_of, write_run
 
 
 def test_the_readmes_table_is_not_stale() -> None:
@@ -67,6 +69,17 @@ def test_conclude_judges_and_draws(recipe: Callable[..., Recipe], tmp_path: Path
     before = figure.read_bytes()
     assert conclude("mnist", "smoke", tmp_path / "results")[1] == figure
     assert figure.read_bytes() == before  # the same runs, the same picture
+
+
+def test_a_figure_of_published_curves_alone_is_not_called_measured(tmp_path: Path) -> None:
+    """`skip_thoughts_cost` has numbers and no curve of the figure's; what an earlier verdict drew goes."""
+    folder = tmp_path / "laptop" / "skip_thoughts"
+    write_run(tmp_path, "skip_thoughts", "layer", 0, metrics_of("skip_thoughts"))
+    assert conclude("skip_thoughts", "laptop", tmp_path)[1] == folder / "figure.png"
+    shutil.rmtree(folder / "layer")
+    write_run(tmp_path, "skip_thoughts_cost", "layer", 0, ["test_step_ratio"])
+    assert conclude("skip_thoughts", "laptop", tmp_path)[1] is None
+    assert sorted(path.name for path in folder.iterdir()) == ["verdicts.json"]
 
 
 def test_conclude_before_anything_ran(tmp_path: Path) -> None:

@@ -8,26 +8,31 @@ from typing import Any
 
 from ln.suite.config import CONFIGS, imported
 from ln.suite.judging.claims import load_claims
-from ln.suite.judging.verdicts import NOT_RUN, judge_runs, lengths, read_verdicts, scale_of, write_verdicts
+from ln.suite.judging.verdicts import NOT_RUN, WORDS, judge_runs, lengths, read_verdicts, scale_of, write_verdicts
 from ln.suite.runs.read import load_runs
-from ln.suite.showing.panels import claim_figure
+from ln.suite.showing.panels import claim_figure, has_runs
 from ln.suite.showing.text import joined
 
 
 def conclude(group: str, profile: str, results: str | Path) -> tuple[list[dict[str, Any]], Path | None]:
     """Judge a group's claims at a profile, write verdicts.json and the figure; returns the verdicts and the figure's
-    path (None while no run is finished)."""
+    path (None while no run has a curve that it draws)."""
     document = load_claims(group)
     folder = Path(results) / profile / group
     runs = {name: load_runs(results, profile, name) for name in document.runs.experiments}
     write_verdicts(judge_runs(document, runs, profile), folder)
-    if not any(runs.values()):
-        return read_verdicts(folder), None
     measured = [run for by_norm in runs.values() for by_seed in by_norm.values() for run in by_seed.values()]
-    data = ", ".join(sorted({f"{run.info['data']['name']} [{run.info['data']['status']}]" for run in measured}))
-    parts = lengths({scale_of([run], profile) for run in measured}, profile)
-    scale = profile if parts == ["whole"] else f"{profile}, {joined(parts)}"
-    figure = claim_figure(document, runs, folder / "figure.png", f"{data}, profile {scale}")
+    if not measured:
+        return read_verdicts(folder), None
+    figure = None
+    if any(has_runs(panel, runs) for panel in document.figure.panels):
+        data = ", ".join(sorted({f"{run.info['data']['name']} [{run.info['data']['status']}]" for run in measured}))
+        parts = lengths({scale_of([run], profile) for run in measured}, profile)
+        scale = profile if parts == ["whole"] else f"{profile}, {joined(parts)}"
+        figure = claim_figure(document, runs, folder / "figure.png", f"{data}, profile {scale}")
+    else:
+        for name in ("figure.png", "figure.svg"):  # of runs that are gone, or of the published curves alone
+            (folder / name).unlink(missing_ok=True)
     for path in document.drawings:
         imported(path)(runs, folder)
     return read_verdicts(folder), figure
@@ -43,7 +48,7 @@ def terminal_table(verdicts: list[dict[str, Any]]) -> str:
         count = len(verdict["seeds"])
         seeds = f"{count} seed{'s' * (count != 1)}" if count else "no runs"
         label = f"[{verdict['scale'] or verdict['profile']}, {verdict['data'] or 'no data'}, {seeds}]"
-        lines = [f"{verdict['verdict'].upper().replace('_', ' '):15} {verdict['sentence']} ({verdict['source']})"]
+        lines = [f"{WORDS[verdict['verdict']].upper():15} {verdict['sentence']} ({verdict['source']})"]
         if verdict["measured"]:
             lines.append(f"measured: {verdict['measured']}")
         if verdict["on_paper"]:
@@ -55,7 +60,7 @@ def terminal_table(verdicts: list[dict[str, Any]]) -> str:
         ]
     reasons = Counter(verdict["reason"] for verdict in verdicts if verdict["verdict"] == NOT_RUN)
     for reason, count in reasons.items():
-        line = f"{'NOT RUN':15} {count} claim{'s' * (count != 1)}: {reason}"
+        line = f"{WORDS[NOT_RUN].upper():15} {count} claim{'s' * (count != 1)}: {reason}"
         blocks.append(textwrap.fill(line, width, subsequent_indent=" " * 16))
     return "\n".join(blocks)
 
