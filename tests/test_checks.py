@@ -143,11 +143,39 @@ def test_a_ratio_whose_every_run_ended_before_the_target_is_a_bound() -> None:
     assert faster(check("faster"), [quick, quick]).bound == ""
 
 
+def test_an_improvement_below_nothing_is_said_as_how_much_worse() -> None:
+    good, bad = seeds(run(2, 1.0), run(2, 1.1)), seeds(run(2, 2.0), run(2, 2.3))
+    said = [better(check("better", at="last"), sides) for sides in ([good, bad], [bad, good])]
+    assert [finding.measured.partition(" by ")[0] for finding in said] == [
+        "layer norm better than no norm",
+        "layer norm worse than no norm",
+    ]
+    assert said[0].measured.partition(" by ")[2] == said[1].measured.partition(" by ")[2]
+
+
+@pytest.mark.parametrize(
+    ("within", "values", "place"),
+    [
+        ((None, 1.3), (1.0, 1.01, 1.02), "the interval lies below 1.3"),
+        ((None, 1.3), (2.0, 2.01, 2.02), "the interval lies above 1.3"),
+        ((1.3, None), (1.0, 1.01, 1.02), "the interval lies below 1.3"),
+        ((1.3, None), (2.0, 2.01, 2.02), "the interval lies above 1.3"),
+        ((1.3, None), (1.0, 1.3, 1.6), "the interval straddles 1.3"),
+        ((0.0, 1.3), (1.0, 1.01, 1.02), "the interval lies within [0, 1.3]"),
+        ((0.0, 1.3), (2.0, 2.01, 2.02), "the interval lies outside [0, 1.3]"),
+    ],
+)
+def test_a_range_without_an_end_is_named_by_the_other(
+    within: tuple[float | None, ...], values: tuple[float, ...], place: str
+) -> None:
+    assert value(check("value", at="last", within=within), [seeds(*[run(2, v) for v in values])]).reason == place
+
+
 def test_beside_a_fixed_target_stands_what_nine_tenths_say() -> None:
     quick, slow = seeds(*[run(4, 1, 1, 1)] * 3), seeds(*[run(4, 3, 2, 1)] * 3)
     said = faster(check("faster", target=2.5), [quick, slow]).measured
     assert "; 0.5" in said
-    assert said.endswith("to nine tenths of its improvement")
+    assert said.endswith("to nine tenths of the baseline's improvement")
 
 
 def test_all_diverged_is_no_difference_of_zero() -> None:

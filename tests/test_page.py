@@ -97,6 +97,13 @@ def test_every_claim_has_the_verdict_of_the_most_faithful_profile_that_judged_it
     assert {row["data-data"] for row in rows if row["data-experiment"] != "mnist"} == {"no-runs"}
 
 
+def test_claims_that_were_not_judged_are_folded_beside_the_figure(page: Page) -> None:
+    badges = [e for e in page.all("span") if "article" in e["inside"] and "badge" in e.get("class", "")]
+    assert {badge["class"] for badge in badges} > {"badge not_run"}
+    for badge in badges:
+        assert ("details" in badge["inside"]) == (badge["class"] == "badge not_run")
+
+
 def test_diverged_runs_are_shown_and_unfinished_ones_are_named_and_do_not_count(page: Page) -> None:
     article = page.all("article")[1]  # after full's
     text = " ".join(article["text"].split())

@@ -22,7 +22,7 @@ def test_before_anything_ran_it_says_so(tmp_path: Path) -> None:
     block = readme_block(tmp_path)
     rows = [line for line in block.splitlines() if "`make reproduce-" in line]
     assert 9 <= len(rows) <= 15
-    assert all("| not run |" in row for row in rows)
+    assert all("| not judged |" in row for row in rows)
     assert "Nothing was run at the paper's protocol yet" in block
     picture = scoreboard.picture(rows_on_disk(tmp_path), tmp_path / scoreboard.PICTURE)
     assert picture.stat().st_size > 5_000
@@ -37,7 +37,7 @@ def test_a_row_has_ratio_interval_scale_and_data(tmp_path: Path) -> None:
     assert row.ran
     assert row.seen.endswith("of the updates with no norm")
     assert row.scale == "laptop, embedded, 3 of 5 seeds"
-    assert row.on_paper.startswith("0.65 of none's updates")
+    assert row.on_paper.startswith("0.65 of the updates with no norm")
     line = table([row]).splitlines()[-1]
     assert line.count("|") == 7
     assert row.seen in line
@@ -68,6 +68,42 @@ def test_a_bound_is_said_and_drawn_as_one(tmp_path: Path) -> None:
     assert row.seen == "more than 1.20 [1.03, 1.41] of the updates with no norm"
     scoreboard.picture([row], tmp_path / "board.png")
     assert "more than this, since no run gets there" in (tmp_path / "board.svg").read_text()
+
+
+def test_what_is_undecided_is_drawn_hollow(tmp_path: Path) -> None:
+    drawn = {}
+    for word in ("seen", "undecided"):
+        finding = {"interval": {"low": 0.8, "estimate": 0.9, "high": 1.1}}
+        verdict = {"verdict": word, "data": "original", "scale": "laptop", "profile": "laptop", "seeds": [0, 1, 2],
+                   "measured": "", "reason": "", "findings": [finding]}  # fmt: skip
+        row = Row("draw", "t", "f", tuple(load_claims("draw").headlines["draw_faster"]), (verdict,))
+        scoreboard.picture([row], tmp_path / "board.png")
+        drawn[word] = (tmp_path / "board.svg").read_text()
+    assert "<!-- undecided -->" in drawn["undecided"]
+    assert "<!-- undecided -->" not in drawn["seen"]
+
+
+def test_the_second_target_of_a_speed_stands_in_its_row() -> None:
+    (claim,) = load_claims("mnist").headlines["mnist_faster_b128"]
+    interval = {"low": 0.56, "estimate": 0.72, "high": 0.94}
+    finding = {"interval": interval, "beside": {"low": 0.74, "estimate": 0.95, "high": 1.23}}
+    verdict = {"verdict": "reproduced", "data": "original", "scale": "full", "profile": "full", "seeds": [0, 1, 2],
+               "measured": "", "reason": "", "findings": [finding]}  # fmt: skip
+    said = Row("mnist", "t", "f", (claim,), (verdict,)).seen
+    assert said.startswith(
+        "0.72 [0.56, 0.94] of the updates with batch norm to 0.0001, 0.95 [0.74, 1.23] to nine tenths"
+    )
+
+
+def test_reproduced_claims_about_equations_are_told_from_trained_ones() -> None:
+    equations = {"group": "invariance", "claim": "invariance_layer", "verdict": "reproduced"}
+    trained = {"group": "mnist", "claim": "mnist_faster_b128", "verdict": "reproduced"}
+    said = scoreboard.reproduced(
+        [equations, equations | {"claim": "fisher_batch"}, trained, trained | {"verdict": "seen"}]
+    )
+    assert said.startswith("Of the 3 reproduced, 2 are about equations and invariances")
+    assert "1 is from training" in said
+    assert scoreboard.reproduced([trained]) == ""
 
 
 def test_what_ran_at_the_papers_protocol_is_named_and_what_did_so_in_part() -> None:

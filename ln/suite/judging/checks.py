@@ -43,6 +43,7 @@ class Finding:
     spread: float | None = None
     limit: float = 0.0  # half-width that no number of seeds takes away
     bound: str = ""  # "more than" or "less than" where the interval is of a bound only
+    beside: "Speed | None" = None  # of a claim with a fixed target: to nine tenths of the baseline's improvement
 
 
 def three_way(interval: Interval, low: float, high: float, contrary: float | None = None) -> Outcome:
@@ -124,9 +125,19 @@ def value(check: Check, sides: Sequence[Seeds]) -> Finding:
                      math.inf if check.within[1] is None else check.within[1])  # fmt: skip
         interval, what, text = mean, "the interval", str(mean)
     outcome = three_way(interval, beyond(low, up=False), beyond(high, up=True), check.contrary)
-    where = {Outcome.HOLDS: "lies within", Outcome.OPEN: "straddles an end of"}.get(outcome, "lies outside")
     effect = min(abs(interval.estimate - end) for end in (low, high))
-    return Finding(outcome, text, f"{what} {where} [{low:.4g}, {high:.4g}]", interval, effect, spread, limit)
+    return Finding(outcome, text, f"{what} {_place(outcome, low, high)}", interval, effect, spread, limit)
+
+
+def _place(outcome: Outcome, low: float, high: float) -> str:
+    """Where an interval lies that a range was asked for: a range without one of its ends is named by the other."""
+    if math.isfinite(low) and math.isfinite(high):
+        where = {Outcome.HOLDS: "lies within", Outcome.OPEN: "straddles an end of"}.get(outcome, "lies outside")
+        return f"{where} [{low:.4g}, {high:.4g}]"
+    if outcome == Outcome.OPEN:
+        return f"straddles {high if math.isfinite(high) else low:.4g}"
+    below = math.isfinite(high) == (outcome == Outcome.HOLDS)
+    return f"lies {'below' if below else 'above'} {high if math.isfinite(high) else low:.4g}"
 
 
 def better(check: Check, sides: Sequence[Seeds]) -> Finding:
@@ -162,7 +173,7 @@ def better(check: Check, sides: Sequence[Seeds]) -> Finding:
         examples = check.examples or ours[0].info["examples"][check.metric.split("_")[0]]
         limit = limit_of_test_set(check, shares, examples)
         interval = widened(interval, limit)
-    text = f"{check.norm} better than {check.baseline_name} by {interval}"
+    text = f"{check.norm_name} {_gain(interval, check.baseline_name)}"
     outcome = three_way(interval, 0.0, math.inf)
     reasons = {
         Outcome.HOLDS: "the paired difference excludes zero",
@@ -170,6 +181,13 @@ def better(check: Check, sides: Sequence[Seeds]) -> Finding:
         Outcome.OPEN: "the paired difference does not exclude zero",
     }
     return Finding(outcome, text, reasons[outcome], interval, interval.estimate, deviation(gains), limit)
+
+
+def _gain(interval: Interval, other: str) -> str:
+    """An improvement over the other, or how much worse it is."""
+    if interval.estimate < 0:
+        return f"worse than {other} by {Interval(-interval.estimate, -interval.high, -interval.low)}"
+    return f"better than {other} by {interval}"
 
 
 def target_for(check: Check, others: Sequence[Measured]) -> float | None:
@@ -221,15 +239,16 @@ def faster(check: Check, sides: Sequence[Seeds]) -> Finding:
     if speed is None:
         return Finding(Outcome.OPEN, "", "the baseline's other runs diverged, so there is no target to reach")
     beside = f" (published: {check.share:.2g})" if check.share is not None else ""
-    if check.target is not None and (usual := measured_speed(replace(check, target=None), ours, theirs)):
-        beside += f"; {usual} to nine tenths of its improvement"
-    text = f"{check.norm} takes {speed} of {check.baseline_name}'s steps{beside}"
+    usual = measured_speed(replace(check, target=None), ours, theirs) if check.target is not None else None
+    if usual is not None:
+        beside += f"; {usual} to nine tenths of the baseline's improvement"
+    text = f"{check.norm_name} takes {speed} of the updates with {check.baseline_name}{beside}"
     never = speed.never
     note = f" ({never[0]} and {never[1]} of {len(ours)} runs never reach the target)" if any(never) else ""
     outcome = three_way(speed.ratio, 0.0, 1.0)
     where = {Outcome.HOLDS: "lies below", Outcome.OPEN: "straddles"}.get(outcome, "lies above")
-    reason, effect = f"the ratio of steps {where} 1{note}", -math.log(speed.ratio.estimate)
-    return Finding(outcome, text, reason, speed.ratio, effect, speed.spread, bound=speed.bound)
+    reason, effect = f"the ratio of updates {where} 1{note}", -math.log(speed.ratio.estimate)
+    return Finding(outcome, text, reason, speed.ratio, effect, speed.spread, bound=speed.bound, beside=usual)
 
 
 def measured_speed(check: Check, ours: Sequence[Measured], theirs: Sequence[Measured]) -> Speed | None:
@@ -277,7 +296,7 @@ def above(check: Check, sides: Sequence[Seeds]) -> Finding:
         wins = sum(x not in b or (x in a and sign * (b[x] - a[x]) > 0) for x in checkpoints)
         shares.append(wins / len(checkpoints) if checkpoints else 0.0)
     interval = mean_interval(shares)
-    text = f"{check.norm} above {check.baseline_name} at {interval} of the checkpoints"
+    text = f"{check.norm_name} better than {check.baseline_name} at {interval} of the checkpoints"
     outcome = three_way(interval, beyond(check.at_least, up=False), math.inf, contrary=0.5)
     where = {Outcome.HOLDS: "lies above", Outcome.OPEN: "straddles"}.get(outcome, "lies below")
     reason = f"the share of checkpoints {where} {check.at_least:g}"

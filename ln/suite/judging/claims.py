@@ -14,6 +14,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from ln.norms import NORMS
 from ln.suite.config import CONFIGS, PROFILES, names, nearest
 from ln.suite.errors import Mistake
 
@@ -102,8 +103,14 @@ class Check:
         return [*sides, *((self.beyond, norm) for _, norm in sides if self.beyond)]
 
     @property
+    def norm_name(self) -> str:
+        return NORMS[self.norm].label
+
+    @property
     def baseline_name(self) -> str:
-        return self.baseline + (f" of {self.baseline_experiment}" if self.baseline_experiment else "")
+        """Empty where nothing is compared."""
+        of = f" of {self.baseline_experiment}" if self.baseline_experiment else ""
+        return NORMS[self.baseline].label + of if self.baseline else ""
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def below(reference: Reference, lower: bool, sides: Sequence[Seeds]) -> str:
     best = min(known) if lower else max(known)
     if (best < level) if lower else (best > level):
         return ""
-    return f"{reference.label} reaches {level:.4g}, the better of the two norms {best:.4g}"
+    return f"the better of the two norms reaches {best:.4g}, {reference.label} {level:.4g}"
 
 
 def _values(runs: Iterable[Measured], metric: str, lower: bool) -> list[float]:

@@ -56,20 +56,20 @@ def _as_run(curve: Curve, metric: str) -> Measured:
 def _faster(check: Check, curves: Sequence[Curve]) -> OnPaper:
     ours, theirs = curves
     mine, share = _needed(check, ours, theirs)
-    rule = "to nine tenths of its improvement" if check.target is None else f"to {check.target:g}"
+    rule = "to nine tenths of the baseline's improvement" if check.target is None else f"to {check.target:g}"
     before = share_to_best(ours, theirs, check.lower)
     if mine is None:
         text = f"never {rule}"
     elif share is None:
-        text = f"{rule}, which {check.baseline_name} never reaches"
+        text = f"{rule}, which is never reached with {check.baseline_name}"
     else:
-        text = f"{share:.2f} of {check.baseline_name}'s updates {rule}"
+        text = f"{share:.2f} of the updates with {check.baseline_name} {rule}"
     if check.target is not None:
         usual = replace(check, target=None)
         apart = abs(check.target - _target(usual, theirs)) > ALIKE * abs(check.target - theirs.y[0])
         if apart and (also := _needed(usual, ours, theirs)[1]) is not None:
-            text += f", {also:.2f} to nine tenths of its improvement"
-    text += ", never to its best" if before is None else f", {before:.2f} to its best"
+            text += f", {also:.2f} to nine tenths of the baseline's improvement"
+    text += ", never to the baseline's best" if before is None else f", {before:.2f} to the baseline's best"
     return OnPaper(text, mine is None or (share is not None and share >= 1), share)
 
 

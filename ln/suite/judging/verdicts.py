@@ -29,7 +29,18 @@ WORDS = {
     SEEN: "seen",
     OPPOSITE_SEEN: "opposite seen",
     UNDECIDED: "undecided",
-    NOT_RUN: "not run",
+    NOT_RUN: "not judged",
+}
+MEANINGS = {
+    REPRODUCED: "by the paper's protocol (profile full, original data), whole or the first part that is named; or a "
+    "statement about equations, which holds at any scale",
+    NOT_REPRODUCED: "the same, and the claim does not hold",
+    SEEN: "the claimed direction shows in runs of another size, on other data, or of a protocol that is not all "
+    "published; nothing is said of the paper's numbers",
+    OPPOSITE_SEEN: "the opposite direction shows in such runs",
+    UNDECIDED: "the interval allows either; or these runs cannot tell whatever it is, since they were still improving "
+    "or a trivial method does better than both sides",
+    NOT_RUN: "there are no such runs, or they are not ones that a published number can be judged by",
 }
 DECIDED = (REPRODUCED, NOT_REPRODUCED, SEEN, OPPOSITE_SEEN)
 NOT_HELD = ": the paper's own figure fails this rule, which is not held against a run"
@@ -88,9 +99,7 @@ def _judge_claim(claim: Claim, document: ClaimsFile, runs: dict[str, Runs], prof
         profile=profile,
         data=", ".join(sorted({run.data for run in used})),
         seeds=_shared_seeds(claim, runs),
-        on_paper="; ".join(
-            f"{quantity} {paper.text}{NOT_HELD * paper.fails}".strip() for quantity, paper in shown if paper
-        ),
+        on_paper="; ".join(_named(quantity, paper.text + NOT_HELD * paper.fails) for quantity, paper in shown if paper),
         scale=scale_of(used, profile),
         extension=claim.extension,
     )
@@ -98,7 +107,7 @@ def _judge_claim(claim: Claim, document: ClaimsFile, runs: dict[str, Runs], prof
         return verdict
     words, found = [word for word, _ in judged], [finding for _, finding in judged]
     worst = min(range(len(judged)), key=lambda i: WORST_FIRST.index(words[i]))
-    texts = [" ".join(filter(None, (c.quantity, f.measured))) for c, f in zip(claim.checks, found, strict=True)]
+    texts = [_named(c.quantity, f.measured) for c, f in zip(claim.checks, found, strict=True)]
     many = len(found) > 3
     good = sum(word in (REPRODUCED, SEEN) for word in words)
     summary = f"{good} of {len(found)} checks hold" if many else "; ".join(filter(None, texts))
@@ -115,10 +124,16 @@ def _judge_claim(claim: Claim, document: ClaimsFile, runs: dict[str, Runs], prof
                 "reason": finding.reason,
                 "interval": asdict(finding.interval) if finding.interval else None,
                 "bound": finding.bound,
+                "beside": asdict(finding.beside.ratio) if finding.beside else None,
             }
             for word, finding, text in zip(words, found, texts, strict=True)
         ],
     )
+
+
+def _named(quantity: str, text: str) -> str:
+    """What was measured, with its quantity where it has one: `R@1: ...`."""
+    return ": ".join(filter(None, (quantity.rstrip(":"), text)))
 
 
 def _shared_seeds(claim: Claim, runs: dict[str, Runs]) -> list[int]:

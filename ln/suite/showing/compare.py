@@ -87,8 +87,8 @@ class Measurement:
         check = self.check
         whose = f"{check.metric}, norm {check.norm}"
         kinds = {
-            FASTER: f"steps to learn {check.metric}, {check.norm} / {check.baseline_name}",
-            BETTER: f"{check.metric}, {check.norm} better than {check.baseline_name} by",
+            FASTER: f"steps to learn {check.metric}, {check.norm_name} / {check.baseline_name}",
+            BETTER: f"{check.metric}, {check.norm_name} better than {check.baseline_name} by",
             VALUE: whose,
             CURVE: f"{whose}, {'steps / the paper' if check.level is not None else 'distance from the paper'}'s curve",
         }

@@ -2,10 +2,12 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from matplotlib.lines import Line2D
 
 from ln.norms import NORMS
 from ln.suite.config import PROFILES
@@ -13,10 +15,13 @@ from ln.suite.judging.claims import FASTER, Claim, load_claims
 from ln.suite.judging.on_paper import on_paper
 from ln.suite.judging.verdicts import (
     FAITHFUL_PROFILE,
+    MEANINGS,
     NOT_REPRODUCED,
     NOT_RUN,
     OPPOSITE_SEEN,
     ORIGINAL,
+    REPRODUCED,
+    UNDECIDED,
     WORDS,
     WORST_FIRST,
     in_words,
@@ -94,9 +99,11 @@ class Row:
         if len(self.claims) == 1:
             verdict, interval = self.verdicts[0], self.intervals[0]
             if self.speeds and interval and len(self.claims[0].checks) == 1:
-                numbers = f"{_short(interval['estimate'])} [{_short(interval['low'])}, {_short(interval['high'])}]"
-                baseline = NORMS[self.claims[0].checks[0].baseline].label
-                return f"{self.bounds[0]} {numbers} of the updates with {baseline}".strip()
+                check, beside = self.claims[0].checks[0], self._firsts[0].get("beside")
+                said = f"{self.bounds[0]} {_numbers(interval)} of the updates with {check.baseline_name}".strip()
+                if beside:  # what is said beside it is to another target
+                    said += f" to {check.target:g}, {_numbers(beside)} to nine tenths of the baseline's improvement"
+                return said
             return verdict["measured"] or verdict["reason"]
         counts = Counter(self.words)
         parts = [f"{counts[word]} of {len(self.words)} {WORDS[word]}" for word in reversed(WORST_FIRST) if counts[word]]
@@ -153,6 +160,11 @@ def _short(value: float | None) -> str:
     return "never" if value is None or math.isinf(value) else f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
+def _numbers(interval: Mapping[str, float | None]) -> str:
+    estimate, low, high = (_short(interval[end]) for end in ("estimate", "low", "high"))
+    return f"{estimate} [{low}, {high}]"
+
+
 def _range(values: Sequence[float]) -> str:
     texts = [_short(value) for value in (min(values), max(values))]
     return texts[0] if texts[0] == texts[1] else " to ".join(texts)
@@ -195,7 +207,7 @@ def table(rows: Sequence[Row], report: str = "") -> str:
 
 
 def protocol(faithful: Mapping[str, Sequence[dict[str, Any]]]) -> str:
-    """One sentence: what has been run at the paper's protocol on original data, whole or in part, and what has not.
+    """In words: what has been run at the paper's protocol on original data, whole or in part, and what has not.
 
     faithful: each experiment's verdicts at that profile.
     """
@@ -212,12 +224,12 @@ def protocol(faithful: Mapping[str, Sequence[dict[str, Any]]]) -> str:
     said = [f"whole for {joined(whole)}"] if whole else []
     said += [f"in part for {joined(part)}"] if part else []
     free = [load_claims(group).title for group in faithful if _needs_no_scale(group)]
-    but = f", but for {joined(free)}, whose claims need no scale" if free else ""
-    rest = f"reduced in size or length, or on other data, and tells a direction, not the paper's number{but}"
+    but = f" The claims of {joined(free)} need no scale." if free else ""
+    rest = f"reduced in size or length, or on other data, and tells a direction, not the paper's number.{but}"
     if not said:
-        return f"Nothing was run at the paper's protocol yet (profile full, original data): every row is {rest}."
+        return f"Nothing was run at the paper's protocol yet (profile full, original data): every row is {rest}"
     run = f"The paper's protocol (profile full, original data) was carried out {' and '.join(said)}"
-    return f"{run}; every other row is {rest}."
+    return f"{run}. Every other row is {rest}"
 
 
 def _needs_no_scale(group: str) -> bool:
@@ -233,21 +245,42 @@ def rows_on_disk(results: str | Path) -> list[Row]:
 def readme_block(results: str | Path, report: str = "results/REPORT.md") -> str:
     """The README's scoreboard, from the verdicts on disk."""
     faithful = {group: read_verdicts(Path(results) / FAITHFUL_PROFILE / group) for group in groups()}
-    return "\n\n".join([BEGIN, markdown(protocol(faithful)), table(rows_on_disk(results), report), END])
+    parts = [BEGIN, meanings(), markdown(protocol(faithful)), table(rows_on_disk(results), report), END]
+    return "\n\n".join(parts)
+
+
+def meanings() -> str:
+    """What each verdict means, as a list in Markdown."""
+    return "\n".join(f"- **{WORDS[verdict]}**: {markdown(said)}." for verdict, said in MEANINGS.items())
+
+
+def reproduced(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Of what kind the reproduced claims are, where they are of both; `rows`: verdicts with their group."""
+    found = [row for row in rows if row["verdict"] == REPRODUCED]
+    claims = {(group, claim.id): claim for group in groups() for claim in load_claims(group).claims}
+    free = sum(all(check.scale_free for check in claims[row["group"], row["claim"]].checks) for row in found)
+    if not 0 < free < len(found):
+        return ""
+    rest = len(found) - free
+    numbers = [f"{number} {'is' if number == 1 else 'are'}" for number in (free, rest)]
+    return (
+        f"Of the {len(found)} reproduced, {numbers[0]} about equations and invariances, which need no scale, and "
+        f"{numbers[1]} from training by the paper's protocol."
+    )
 
 
 def picture(rows: Sequence[Row], path: Path) -> Path:
     """The rows that compare steps: ours with its interval, in the colour of its norm, beside the published curves'."""
     shown = [
-        (row, claim, interval, bound)
+        (row, claim, interval, bound, word)
         for row in rows
         if row.speeds
-        for claim, interval, bound in zip(row.claims, row.intervals, row.bounds, strict=True)
+        for claim, interval, bound, word in zip(row.claims, row.intervals, row.bounds, row.words, strict=True)
     ]
     figure, axes = new_figure(1, width=7.2, height=0.9 + 0.27 * max(len(shown), 1))
     axis = axes[0, 0]
     labels = {}
-    for place, (_, claim, interval, bound) in enumerate(shown):
+    for place, (_, claim, interval, bound, word) in enumerate(shown):
         check = claim.checks[0]
         drawn = on_paper(check)
         if interval and all(interval[end] for end in ("low", "estimate", "high")):
@@ -256,7 +289,13 @@ def picture(rows: Sequence[Row], path: Path) -> Path:
             if bound:
                 handle = f"{bound} this, since no run gets there"
             sign = {"more than": ">", "less than": "<"}.get(bound, "o")
-            labels[handle] = axis.errorbar(interval["estimate"], place, xerr=ends, fmt=sign, color=colour, capsize=3)
+            style: dict[str, Any] = {"fmt": sign, "color": colour, "capsize": 3}
+            if word == UNDECIDED:
+                style |= {"mfc": "white", "alpha": 0.6}
+                labels["undecided"] = Line2D([], [], linestyle="", marker="o", color=colour, mfc="white", alpha=0.6)
+            drawn_ours = axis.errorbar(interval["estimate"], place, xerr=ends, **style)
+            if word != UNDECIDED or handle not in labels:
+                labels[handle] = drawn_ours
         else:
             axis.text(0.995, place, "not measured", transform=axis.get_yaxis_transform(), ha="right", va="center",
                       color="0.45", fontsize=8)  # fmt: skip
@@ -272,7 +311,7 @@ def picture(rows: Sequence[Row], path: Path) -> Path:
     ticks = (0.05, 0.1, 0.2, 0.5, 1, 2, 5)
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axis.xaxis.minorticks_off()
-    axis.set_xlabel("updates needed, in the baseline's")
+    axis.set_xlabel("updates needed, as a share of the baseline's")
     figure.suptitle("How soon a network learns what its baseline learns (left of 1 is sooner)", fontsize=10)
     figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=2)
     return save(figure, path)
@@ -280,5 +319,5 @@ def picture(rows: Sequence[Row], path: Path) -> Path:
 
 def _label(row: Row, claim: Claim) -> str:
     check = claim.checks[0]
-    cell = f", {check.quantity}" if len(row.claims) > 1 and check.quantity else ""
+    cell = f", {check.quantity}" if check.quantity else ""
     return f"{row.title}{cell} (against {NORMS[check.baseline].label})"

@@ -24,6 +24,7 @@ from ln.suite.judging.claims import ClaimsFile, load_claims
 from ln.suite.judging.findings import findings
 from ln.suite.judging.verdicts import (
     FAITHFUL_PROFILE,
+    MEANINGS,
     NOT_REPRODUCED,
     NOT_RUN,
     OPPOSITE_SEEN,
@@ -48,6 +49,13 @@ from ln.suite.showing.text import Ready, code, duration, href, markdown
 
 HERE = Path(__file__).parent
 MARKS = {REPRODUCED: "✓", SEEN: "✓", NOT_REPRODUCED: "✗", OPPOSITE_SEEN: "✗", UNDECIDED: "≈", NOT_RUN: "–"}
+
+
+LINES = (
+    "In the figures thick lines are means over seeds (geometric ones on a logarithmic axis), thin ones single runs; "
+    "dashed or dotted in the norms' colours are the paper's own curves; shades are the paper's bands or, of measured "
+    "scores, their deviation over folds of cross-validation"
+)
 
 
 @dataclass
@@ -172,6 +180,9 @@ def write_page(results: str | Path) -> Built:
         "at_a_glance": at_a_glance,
         "protocol": scoreboard.protocol({s.group: s.faithful for s in sections}),
         "notes": notes,
+        "meanings": MEANINGS,
+        "lines": LINES,
+        "reproduced": scoreboard.reproduced(rows),
         "counts": {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in WORDS},
         "findings": findings(),
         "introduction": INTRODUCTION,
@@ -193,8 +204,8 @@ def write_page(results: str | Path) -> Built:
             points=points,
         ),
     )
-    table = Ready(scoreboard.table(board))
-    write_text(report, environment(html=False).get_template("REPORT.md").render(**shared, table=table))
+    ready = {"table": Ready(scoreboard.table(board)), "verdict_list": Ready(scoreboard.meanings())}
+    write_text(report, environment(html=False).get_template("REPORT.md").render(**shared, **ready))
     write_text(folder / "FINDINGS.md", findings_page(findings()))
     return Built(page, report, notes)
 
@@ -247,7 +258,7 @@ def _add_pictures(sections: Sequence[Section], results: Path, album: Album) -> N
         path = results / block.profile / block.group / "figure.png"
         if path.exists() and undamaged(path):
             panels = "; ".join(panel.title or panel.metric for panel in document.figure.panels)
-            alt = f"Curves of {block.group}, one colour per norm. Panels: {panels}. Their numbers follow as text."
+            alt = f"Curves of {block.group}, one colour per norm. Panels: {panels}."
             block.figure = album.take(path, alt, f"{document.figure_of_paper}, measured")
     for document, block in blocks:
         block.pictures = album.of_folder(results / block.profile / block.group, document.title)
