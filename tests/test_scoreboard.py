@@ -66,6 +66,8 @@ def test_a_bound_is_said_and_drawn_as_one(tmp_path: Path) -> None:
                "seeds": [0, 1, 2], "measured": "", "reason": "", "findings": [finding]}  # fmt: skip
     row = Row("draw", "t", "f", (claim,), (verdict,))
     assert row.seen == "more than 1.20 [1.03, 1.41] of the updates with no norm"
+    elsewhere = Row("draw", "t", "f", (claim,), (verdict | {"elsewhere": "at laptop: seen, 0.6"},))
+    assert elsewhere.seen == row.seen + "; at laptop: seen, 0.6"
     scoreboard.picture([row], tmp_path / "board.png")
     assert "more than this, since no run gets there" in (tmp_path / "board.svg").read_text()
 

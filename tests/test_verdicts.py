@@ -95,6 +95,7 @@ def test_what_is_decided_is_shown_and_named_where_a_more_faithful_profile_is_ope
     assert still is not None
     assert (still["verdict"], still["profile"]) == (UNDECIDED, "full")
     assert still["reason"] == "why; at laptop: opposite seen, 1.5"
+    assert still["elsewhere"] == "at laptop: opposite seen, 1.5"
 
 
 def test_a_verdict_names_the_part_of_the_protocol_that_it_is_said_of() -> None:

@@ -255,8 +255,8 @@ def in_words(verdict: dict[str, Any]) -> str:
 def strongest(verdicts: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     """Of one claim's verdicts at several profiles, the most faithful first, the one to show: the first that decides or
     has an interval, else the first that judged anything, else the first of any runs. A single faithful run, which
-    decides nothing, does not hide what many smaller ones decide; and where the one shown is open, its reason says what
-    another profile decides."""
+    decides nothing, does not hide what many smaller ones decide; and where the one shown is open, its reason, and a
+    further key `elsewhere`, say what another profile decides."""
 
     def evidence(verdict: dict[str, Any]) -> tuple[bool, ...]:
         measured = verdict["verdict"] in DECIDED or any(finding["interval"] for finding in verdict["findings"])
@@ -265,12 +265,12 @@ def strongest(verdicts: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
     shown = max(verdicts, key=evidence, default=None)
     if shown is None or shown["verdict"] in DECIDED:
         return shown
-    elsewhere = [
+    elsewhere = "; ".join(
         f"at {other['scale'] or other['profile']}: {WORDS[other['verdict']]}, {other['measured']}"
         for other in verdicts
         if other["verdict"] in DECIDED
-    ]
-    return shown | {"reason": "; ".join(filter(None, (shown["reason"], *elsewhere)))}
+    )
+    return shown | {"reason": "; ".join(filter(None, (shown["reason"], elsewhere))), "elsewhere": elsewhere}
 
 
 def write_verdicts(verdicts: list[Verdict], folder: Path) -> Path:

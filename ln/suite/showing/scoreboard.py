@@ -97,18 +97,24 @@ class Row:
         if not self.ran:
             return ""
         if len(self.claims) == 1:
-            verdict, interval = self.verdicts[0], self.intervals[0]
-            if self.speeds and interval and len(self.claims[0].checks) == 1:
-                check, beside = self.claims[0].checks[0], self._firsts[0].get("beside")
-                said = f"{self.bounds[0]} {_numbers(interval)} of the updates with {check.baseline_name}".strip()
-                if beside:  # what is said beside it is to another target
-                    said += f" to {check.target:g}, {_numbers(beside)} to nine tenths of the baseline's improvement"
-                return said
-            return verdict["measured"] or verdict["reason"]
+            verdict, measured = self.verdicts[0], self._measured
+            return "; ".join(filter(None, (measured, verdict.get("elsewhere")))) if measured else verdict["reason"]
         counts = Counter(self.words)
         parts = [f"{counts[word]} of {len(self.words)} {WORDS[word]}" for word in reversed(WORST_FIRST) if counts[word]]
         ratios = [interval["estimate"] or math.inf for interval in self.intervals if interval]
         return ", ".join(parts) + (f"; {_range(ratios)} {self._unit}" if ratios and self._unit else "")
+
+    @property
+    def _measured(self) -> str:
+        """What was measured of a row's one claim."""
+        verdict, interval = self.verdicts[0], self.intervals[0]
+        if self.speeds and interval and len(self.claims[0].checks) == 1:
+            check, beside = self.claims[0].checks[0], self._firsts[0].get("beside")
+            said = f"{self.bounds[0]} {_numbers(interval)} of the updates with {check.baseline_name}".strip()
+            if beside:  # what is said beside it is to another target
+                said += f" to {check.target:g}, {_numbers(beside)} to nine tenths of the baseline's improvement"
+            return said
+        return str(verdict["measured"])
 
     @property
     def intervals(self) -> list[dict[str, float] | None]:
