@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from experiments.invariance.network import Settings, statistics
+from experiments.invariance.network import Settings, cases_of, projected, statistics
 from ln import norms
 
 
@@ -16,6 +16,12 @@ def glm_inputs(norm: str, theta: Tensor, x: Tensor) -> Tensor:
     a = x @ w.T
     mu, sigma = statistics(norm, a, w)
     return g / sigma * (a - mu) + b
+
+
+def covariance_at(z: Tensor) -> Tensor:
+    """(B, H, H) Cov[y | x] of a softmax output with natural parameters z (B, H)."""
+    p = torch.softmax(z, dim=1)
+    return torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
 
 
 def fisher_by_equation(norm: str, theta: Tensor, x: Tensor) -> Tensor:
@@ -43,9 +49,7 @@ def fisher_by_equation(norm: str, theta: Tensor, x: Tensor) -> Tensor:
         dmu = zero
     chi = inputs - dmu - hat[:, :, None] * dsigma
     rows = torch.cat([chi * (g / sigma)[:, :, None], torch.ones_like(a)[:, :, None], hat[:, :, None]], dim=2)
-    p = torch.softmax(g * hat + theta[:, -2], dim=1)
-    covariance = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
-    return torch.einsum("nij,nia,njb->iajb", covariance, rows, rows) / batch
+    return torch.einsum("nij,nia,njb->iajb", covariance_at(g * hat + theta[:, -2]), rows, rows) / batch
 
 
 def fisher_by_differentiation(norm: str, theta: Tensor, x: Tensor, own: bool) -> Tensor:
@@ -56,9 +60,7 @@ def fisher_by_differentiation(norm: str, theta: Tensor, x: Tensor, own: bool) ->
     jacobian = torch.func.jacrev(lambda t: glm_inputs(norm, t, x))(theta)  # (B, H, H, D + 2)
     if own:
         jacobian = jacobian * torch.eye(len(theta), dtype=x.dtype)[None, :, :, None]
-    p = torch.softmax(glm_inputs(norm, theta, x), dim=1)
-    covariance = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
-    return torch.einsum("nij,niab,njcd->abcd", covariance, jacobian, jacobian) / len(x)
+    return torch.einsum("nij,niab,njcd->abcd", covariance_at(glm_inputs(norm, theta, x)), jacobian, jacobian) / len(x)
 
 
 def fisher_row(norm: str, images: Tensor, settings: Settings) -> dict[str, float]:
@@ -68,8 +70,7 @@ def fisher_row(norm: str, images: Tensor, settings: Settings) -> dict[str, float
     (`own`), of their w-w parts, and of the whole matrix.
     """
     units, size = settings.fisher_units, settings.fisher_inputs
-    x = images[torch.randperm(len(images))[: settings.cases]].double()
-    x = x @ torch.randn(x.shape[1], size, dtype=torch.float64) / math.sqrt(x.shape[1])  # few enough for a Hessian
+    x = projected(cases_of(images, settings), settings)
     theta = torch.cat(
         [torch.randn(units, size), 0.1 * torch.randn(units, 1), 1 + 0.1 * torch.randn(units, 1)], 1
     ).double()

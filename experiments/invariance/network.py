@@ -1,5 +1,6 @@
 """The random networks that are measured, and equation 5. B batch, D input, H units."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +43,16 @@ def weight_of(linear: nn.Module) -> nn.Parameter:
 def positive(shape: tuple[int, ...]) -> Tensor:
     """Factors in [1.5, 4): a negative one would flip signs, which is not what the paper means by re-scaling."""
     return 1.5 + 2.5 * torch.rand(shape, dtype=torch.float64)
+
+
+def cases_of(images: Tensor, settings: Settings) -> Tensor:
+    """(B, D) random inputs in float64."""
+    return images[torch.randperm(len(images))[: settings.cases]].double()
+
+
+def projected(x: Tensor, settings: Settings) -> Tensor:
+    """Inputs (B, D) in few enough random directions for a Hessian."""
+    return x @ torch.randn(x.shape[1], settings.fisher_inputs, dtype=torch.float64) / math.sqrt(x.shape[1])
 
 
 def statistics(norm: str, a: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:

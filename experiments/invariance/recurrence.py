@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from experiments.invariance.network import Settings, normalized
+from experiments.invariance.network import Settings, cases_of, normalized
 
 # Of recurrent units: the function, and the gain of random weights that keeps the size of (small) states.
 UNITS: dict[str, tuple[Callable[[Tensor], Tensor], float]] = {
@@ -26,7 +26,7 @@ def recurrence(norm: str, images: Tensor, settings: Settings) -> dict[str, float
         for name, factor in FACTORS.items():
             draws = []
             for _ in range(settings.draws):
-                x = images[torch.randperm(len(images))[: settings.cases]].double()
+                x = cases_of(images, settings)
                 draws.append(through_time(norm, x, settings.hidden, function, factor * kept))
             forward, back = (sum(values) / len(values) for values in zip(*draws, strict=True))
             measured |= {f"summed_inputs_{unit}_{name}": forward, f"gradient_{unit}_{name}": back}

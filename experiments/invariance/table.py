@@ -8,7 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from experiments.invariance.fisher import fisher_by_equation
-from experiments.invariance.network import NO_EPS, Settings, network, normalized, positive, weight_of
+from experiments.invariance.network import (
+    NO_EPS,
+    Settings,
+    cases_of,
+    network,
+    normalized,
+    positive,
+    projected,
+    weight_of,
+)
 from ln.norms import NORMS
 from ln.suite.runs.read import Runs
 from ln.suite.showing.figures import new_figure, save
@@ -46,20 +55,24 @@ def changes(linear: nn.Module, x: Tensor) -> dict[str, Callable[[], Tensor]]:
     }
 
 
+def log10_change(before: Tensor, after: Tensor) -> float:
+    """Of outputs (B, N), relative: the largest of any case, so that a single changed one is not averaged away."""
+    relative = ((after - before).norm(dim=1) / before.norm(dim=1)).max().item()
+    return math.log10(max(relative, 1e-18))
+
+
 @torch.no_grad()
 def table_row(norm: str, images: Tensor, settings: Settings) -> dict[str, float]:
     """log10 of the relative change of the outputs for each column: the least of K draws where it is large, the most
     where it is small, so that no cell is flattered."""
     seen: dict[str, list[float]] = {name: [] for name in COLUMNS}
     for _ in range(settings.draws):
-        x = images[torch.randperm(len(images))[: settings.cases]].double()
+        x = cases_of(images, settings)
         model = network(x.shape[1], settings.hidden, norm, torch.float64, NO_EPS).train()  # batch norm: these cases'
         before, kept = model(x), weight_of(model[0]).clone()
         for name, change in changes(model[0], x).items():
             after = model(change())
-            # The largest change of any case, so that the one case of the last column is not averaged away.
-            relative = ((after - before).norm(dim=1) / before.norm(dim=1)).max().item()
-            seen[name].append(math.log10(max(relative, 1e-18)))
+            seen[name].append(log10_change(before, after))
             weight_of(model[0]).copy_(kept)
     return {f"log10_change_{name}": (max if max(v) < -6 else min)(v) for name, v in seen.items()}
 
@@ -70,13 +83,13 @@ def beyond_the_table(norm: str, images: Tensor, settings: Settings) -> dict[str,
     scale of the input (5.2.2). log10 of relative changes, the largest of K draws."""
     seen: dict[str, list[float]] = {}
     for _ in range(settings.draws):
-        x = images[torch.randperm(len(images))[: settings.cases]].double()
+        x = cases_of(images, settings)
         model = network(x.shape[1], settings.hidden, norm, torch.float64, NO_EPS).train()
         shifted = x.clone()
         shifted[0] += x.std() * positive((1,))  # the same constant on all features of one case
         units, size = settings.fisher_units, settings.fisher_inputs
         w = torch.randn(units, size, dtype=torch.float64)
-        few = x @ torch.randn(x.shape[1], size, dtype=torch.float64) / math.sqrt(x.shape[1])
+        few = projected(x, settings)
         a, one = few @ w.T, torch.ones(units, 1, dtype=torch.float64)
         theta = torch.cat([w, 0 * one, one], 1)
         changes = {
@@ -87,8 +100,7 @@ def beyond_the_table(norm: str, images: Tensor, settings: Settings) -> dict[str,
             ],
         }
         for name, (before, after) in changes.items():
-            relative = ((after - before).norm(dim=1) / before.norm(dim=1)).max().item()
-            seen.setdefault(name, []).append(math.log10(max(relative, 1e-18)))
+            seen.setdefault(name, []).append(log10_change(before, after))
     return {name: max(values) for name, values in seen.items()}
 
 
