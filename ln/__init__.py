@@ -3,10 +3,10 @@
 from importlib import metadata
 
 import ln.convert as convert
+from ln.averages import recompute_statistics
 from ln.cells import GRUCell, LSTMCell, RNNCell
 from ln.fast_weights import FastState, FastWeights, FastWeightsCell
 from ln.norms import NormConfig
-from ln.parameters import recompute_statistics
 from ln.rnn import GRU, LSTM, RNN
 
 try:

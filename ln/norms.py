@@ -93,6 +93,11 @@ class UnbiasedBatchNorm1d(nn.BatchNorm1d):
     Input and output (N, C) or (N, C, L). The estimator matters at batch size 4, the right half of the paper's figure 6.
     """
 
+    momentum: float
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        super().__init__(num_features, eps, momentum)
+
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
@@ -105,7 +110,6 @@ class UnbiasedBatchNorm1d(nn.BatchNorm1d):
         # (x - m) / sqrt(v n/(n-1) + eps) = sqrt(s) (x - m) / sqrt(v + s eps), with s = (n-1)/n and v the biased
         # variance.
         s = (n - 1) / n
-        assert self.momentum is not None
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         gain = self.weight * math.sqrt(s)

@@ -15,6 +15,7 @@ FLOORS = (
     ("ln.reference",),
     ("ln.kernels",),
     ("ln.checks", "ln.inputs"),
+    ("ln.averages",),
     ("ln.parameters",),
     ("ln.rnn", "ln.cells", "ln.fast_weights"),
     ("ln.convert",),

@@ -235,7 +235,11 @@ def test_above_counts_the_checkpoints_at_which_a_run_does_better() -> None:
     assert half.interval is not None
     assert half.interval.estimate == 0.5
     mixed = seeds(run(1.0, 2.0, 3.0, 4.0), run(1.0, 2.0, 5.0, 6.0), run(1.0, 2.0, 3.0, 6.0))
-    assert checks.above(nearly, [mixed, high]).outcome == OPEN
+    found = checks.above(nearly, [mixed, high])
+    assert found.outcome == OPEN
+    # Student's interval of (1, 0.5, 0.75) ends at 1.37, and no share does.
+    assert found.interval is not None
+    assert found.interval.high == 1.0
     # Three checkpoints that the runs did not live to see are the baseline's.
     short = checks.above(nearly, [seeds(*[run(1.0)] * 3), high]).interval
     assert short is not None

@@ -111,6 +111,15 @@ def test_every_claims_file_is_whole(group: str) -> None:
             assert check.expected is not None, f"no power is planned for {check}"
 
 
+def test_a_claim_that_needs_no_scale_is_measured_on_functions() -> None:
+    """What training does to a network depends on the training, and is `seen` where that is not the paper's."""
+    free = [
+        check for group in groups() for claim in load_claims(group).claims for check in claim.checks if check.scale_free
+    ]
+    assert free
+    assert all(check.metric.startswith("test_") and check.experiment == "invariance" for check in free)
+
+
 def test_an_unknown_group_is_one_sentence() -> None:
     with pytest.raises(Mistake, match="choose one of"):
         load_claims("mnits")

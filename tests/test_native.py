@@ -25,6 +25,7 @@ from torch.utils.checkpoint import checkpoint
 from ln import kernels, reference
 from ln.kernels.native import backend as native
 from ln.kernels.native import build as native_build
+from ln.kernels.native import call as native_call
 from ln.kernels.native import memory as native_memory
 from ln.kernels.native.memory import Pool
 from ln.norms import NormConfig
@@ -371,7 +372,7 @@ def test_torchs_defaults_do_not_matter(cell: str, T: int, set_default) -> None:
 
 def test_memory_of_another_dtype_is_refused() -> None:
     with pytest.raises(ValueError, match=r"hs must be .*float32 on cpu"):
-        native._point(native._Args(), "hs", torch.zeros(2, dtype=torch.float64))
+        native_call.point(native_call.Args(), "hs", torch.zeros(2, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("T", [1, 6])
@@ -535,4 +536,4 @@ def test_the_arguments_are_those_that_the_compiler_laid_out() -> None:
     assert fields[-1] == ("work", ctypes.c_void_p)
     assert ("eps", ctypes.c_double) in fields
     assert len({name for name, _ in fields}) == len(fields) > 50
-    assert ctypes.sizeof(native._Args) == native_build.load().ln_args_size()
+    assert ctypes.sizeof(native_call.Args) == native_build.load().ln_args_size()

@@ -72,17 +72,25 @@ def test_a_bound_is_said_and_drawn_as_one(tmp_path: Path) -> None:
     assert "more than this, since no run gets there" in (tmp_path / "board.svg").read_text()
 
 
+def drawn(folder: Path, word: str = "seen", low: float = 0.8) -> str:
+    """The picture, as SVG, of one row whose interval is [low, 1.1]."""
+    finding = {"interval": {"low": low, "estimate": 0.9, "high": 1.1}}
+    verdict = {"verdict": word, "data": "original", "scale": "laptop", "profile": "laptop", "seeds": [0, 1, 2],
+               "measured": "", "reason": "", "findings": [finding]}  # fmt: skip
+    row = Row("draw", "t", "f", tuple(load_claims("draw").headlines["draw_faster"]), (verdict,))
+    return scoreboard.picture([row], folder / "board.png").with_suffix(".svg").read_text()
+
+
 def test_what_is_undecided_is_drawn_hollow(tmp_path: Path) -> None:
-    drawn = {}
-    for word in ("seen", "undecided"):
-        finding = {"interval": {"low": 0.8, "estimate": 0.9, "high": 1.1}}
-        verdict = {"verdict": word, "data": "original", "scale": "laptop", "profile": "laptop", "seeds": [0, 1, 2],
-                   "measured": "", "reason": "", "findings": [finding]}  # fmt: skip
-        row = Row("draw", "t", "f", tuple(load_claims("draw").headlines["draw_faster"]), (verdict,))
-        scoreboard.picture([row], tmp_path / "board.png")
-        drawn[word] = (tmp_path / "board.svg").read_text()
-    assert "<!-- undecided -->" in drawn["undecided"]
-    assert "<!-- undecided -->" not in drawn["seen"]
+    assert "<!-- undecided -->" in drawn(tmp_path, "undecided")
+    assert "<!-- undecided -->" not in drawn(tmp_path, "seen")
+
+
+def test_an_interval_that_leaves_the_axis_has_an_arrow_at_its_end(tmp_path: Path) -> None:
+    inside, beyond = (
+        drawn(tmp_path, low=low).count("<use ") for low in (2 * scoreboard.SPEEDS[0], 0.5 * scoreboard.SPEEDS[0])
+    )
+    assert beyond > inside
 
 
 def test_the_second_target_of_a_speed_stands_in_its_row() -> None:

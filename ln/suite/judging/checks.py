@@ -295,7 +295,8 @@ def above(check: Check, sides: Sequence[Seeds]) -> Finding:
         checkpoints = a.keys() | b.keys()
         wins = sum(x not in b or (x in a and sign * (b[x] - a[x]) > 0) for x in checkpoints)
         shares.append(wins / len(checkpoints) if checkpoints else 0.0)
-    interval = mean_interval(shares)
+    t = mean_interval(shares)
+    interval = Interval(t.estimate, max(t.low, 0.0), min(t.high, 1.0))
     text = f"{check.norm_name} better than {check.baseline_name} at {interval} of the checkpoints"
     outcome = three_way(interval, beyond(check.at_least, up=False), math.inf, contrary=0.5)
     where = {Outcome.HOLDS: "lies above", Outcome.OPEN: "straddles"}.get(outcome, "lies below")
