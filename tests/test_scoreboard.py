@@ -87,9 +87,8 @@ def test_what_is_undecided_is_drawn_hollow(tmp_path: Path) -> None:
 
 
 def test_an_interval_that_leaves_the_axis_has_an_arrow_at_its_end(tmp_path: Path) -> None:
-    inside, beyond = (
-        drawn(tmp_path, low=low).count("<use ") for low in (2 * scoreboard.SPEEDS[0], 0.5 * scoreboard.SPEEDS[0])
-    )
+    first = scoreboard.SPEEDS[0]
+    inside, beyond = (drawn(tmp_path, low=low).count("<use ") for low in (2 * first, first / 2))
     assert beyond > inside
 
 
