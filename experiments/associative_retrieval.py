@@ -13,12 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiments.classification import Classification
 from ln import LSTM, RNN, FastWeights, NormConfig
 from ln.suite.config import Recipe
 from ln.suite.data import Source, resolve, retrieval
 from ln.suite.errors import Mistake
 from ln.suite.showing.figures import new_figure, save
-from ln.suite.task import Shuffled, Task, wrong
+from ln.suite.task import wrong
 
 EVALUATION_BATCH = 2000
 
@@ -64,39 +65,28 @@ class Retriever(nn.Module):
         return self.readout(states[-1]), states
 
 
-class AssociativeRetrieval(Task):
+class AssociativeRetrieval(Classification):
     Settings = Settings
     curve_splits: ClassVar[tuple[str, ...]] = ("valid",)
     model: Retriever
 
     def __init__(self, recipe: Recipe, source: Source, device: torch.device):
-        super().__init__(recipe, source, device)
         data: retrieval.Retrieval = source.load()
-        self.strings = {split: strings.to(device) for split, strings in data.strings.items()}
-        self.digits = {split: digits.to(device) for split, digits in data.digits.items()}
-        self.examples = {split: len(digits) for split, digits in self.digits.items()}
+        super().__init__(recipe, source, device, data.strings, data.digits)
         self.model = Retriever(recipe.model, recipe.norm)
-        self.order = Shuffled(self.examples["train"], recipe.train.batch_size, recipe.seed, device)
-        self.steps_per_epoch = self.order.steps_per_epoch
 
     @staticmethod
     def find(request: str) -> Source:
         return resolve(request, {"original": retrieval.original, "embedded": retrieval.embedded})
 
-    def batch(self, step: int) -> tuple[Tensor, ...]:
-        chosen = self.order.indices(step)
-        return self.strings["train"][chosen], self.digits["train"][chosen]
-
-    def loss(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        strings, digits = batch
-        logits, _ = self.model(strings)
-        return {"loss": F.cross_entropy(logits, digits)}
+    def logits(self, inputs: Tensor) -> Tensor:
+        return self.model(inputs)[0]
 
     def evaluate(self, split: str) -> dict[str, float]:
         """NLL, error in percent, and the mean norm of the hidden state after the first and after the last character,
         whose ratio is what the inner loop makes of it."""
         nll, errors, norms = 0.0, 0.0, torch.zeros(2, dtype=torch.float64)
-        strings, digits = self.strings[split], self.digits[split]
+        strings, digits = self.inputs[split], self.labels[split]
         for x, y in zip(strings.split(EVALUATION_BATCH), digits.split(EVALUATION_BATCH), strict=True):
             logits, states = self.model(x)
             nll += float(F.cross_entropy(logits, y, reduction="sum"))
@@ -114,7 +104,7 @@ class AssociativeRetrieval(Task):
         bare = Retriever(self.recipe.model, no_norm).to(self.device)
         weights = self.model.state_dict()
         bare.load_state_dict({name: weights[name] for name in bare.state_dict()})
-        strings = self.strings["test"][:EVALUATION_BATCH]
+        strings = self.inputs["test"][:EVALUATION_BATCH]
         figure, axes = new_figure(1, width=4.5, height=3.0)
         shown = (bare, "the same weights, no norm", no_norm.traits), (self.model, norm.label, norm)
         for model, label, traits in shown:

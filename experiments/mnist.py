@@ -7,13 +7,12 @@ including the logits. Weight norm reparameterizes every layer. Shapes: B batch, 
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
+from experiments.classification import Classification
 from ln import norms
 from ln.suite.config import Recipe
 from ln.suite.data import Source, mnist, resolve
-from ln.suite.task import Shuffled, Task, wrong
 
 CLASSES = 10
 EVALUATION_BATCH = 2500
@@ -49,7 +48,7 @@ def mlp(pixels: int, norm: str, settings: Settings) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-class Mnist(Task):
+class Mnist(Classification):
     Settings = Settings
     static_shapes = True
     # Figure 6 shows the training split after each epoch, which the mean over the epoch's minibatches (train_loss) is
@@ -57,34 +56,17 @@ class Mnist(Task):
     curve_splits = ("train", "valid", "test")
 
     def __init__(self, recipe: Recipe, source: Source, device: torch.device):
-        super().__init__(recipe, source, device)
         digits: mnist.Digits = source.load()
-        self.images = {name: images.to(device) for name, images in digits.images.items()}
-        self.labels = {name: labels.to(device) for name, labels in digits.labels.items()}
+        super().__init__(recipe, source, device, digits.images, digits.labels)
         self.model = mlp(digits.pixels, recipe.norm.name, recipe.model)
-        self.order = Shuffled(len(self.images["train"]), recipe.train.batch_size, recipe.seed, device)
-        self.examples = {name: len(labels) for name, labels in self.labels.items()}
-        self.steps_per_epoch = self.order.steps_per_epoch
 
     @staticmethod
     def find(request: str) -> Source:
         return resolve(request, {"original": mnist.original, "embedded": mnist.embedded})
 
-    def batch(self, step: int) -> tuple[Tensor, ...]:
-        chosen = self.order.indices(step)
-        return self.images["train"][chosen], self.labels["train"][chosen]
-
-    def loss(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        images, labels = batch
-        loss = F.cross_entropy(self.model(images), labels)
-        return {"loss": loss}
-
     def evaluate(self, split: str) -> dict[str, float]:
-        nll, errors = 0.0, 0.0
-        first = self.recipe.model.train_evaluated if split == "train" else None
-        images, labels = self.images[split][:first], self.labels[split][:first]
-        for x, y in zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True):
-            logits = self.model(x)
-            nll += float(F.cross_entropy(logits, y, reduction="sum"))
-            errors += wrong(logits, y)
-        return {"nll": nll / len(labels), "error": errors / len(labels)}
+        count = self.examples[split]
+        if split == "train" and self.recipe.model.train_evaluated is not None:
+            count = min(count, self.recipe.model.train_evaluated)
+        nll, errors = self.answers(split, EVALUATION_BATCH, count)
+        return {"nll": nll, "error": errors / count}

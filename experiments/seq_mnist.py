@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiments.classification import Classification
 from ln import LSTM, NormConfig
 from ln.suite.config import Recipe, zero_allowed
 from ln.suite.data import Source, mnist, resolve
 from ln.suite.errors import Mistake
-from ln.suite.task import Shuffled, Task, wrong
 
 CLASSES = 10
 EVALUATION_BATCH = 1000
@@ -101,43 +101,32 @@ class Reader(nn.Module):
         return self.output(h[0])
 
 
-class SeqMnist(Task):
+class SeqMnist(Classification):
     Settings = Settings
     static_shapes = True
 
     def __init__(self, recipe: Recipe, source: Source, device: torch.device):
-        super().__init__(recipe, source, device)
         digits: mnist.Digits = source.load()
         settings: Settings = recipe.model
         side = min(settings.side, round(digits.pixels**0.5))  # embedded digits have 8 x 8 pixels
         steps = side * side
         order = pixel_order(steps, settings.permutation)
-        self.pixels = {k: shrink(v, side)[:, order].to(device) for k, v in digits.images.items()}
-        self.labels = {k: v.to(device) for k, v in digits.labels.items()}
-        self.examples = {k: len(v) for k, v in self.labels.items()}
+        pixels = {split: shrink(images, side)[:, order] for split, images in digits.images.items()}
+        super().__init__(recipe, source, device, pixels, digits.labels)
         self.noise = settings.noise if recipe.norm.traits.axis == "batch" and settings.permutation == "none" else 0.0
         self.model = Reader(norm_for_pixels(recipe.norm, steps, settings), settings.hidden)
-        self.order = Shuffled(self.examples["train"], recipe.train.batch_size, recipe.seed, device)
-        self.steps_per_epoch = self.order.steps_per_epoch
 
     @staticmethod
     def find(request: str) -> Source:
         return resolve(request, {"original": lambda: mnist.original(valid=10000), "embedded": mnist.embedded})
 
-    def batch(self, step: int) -> tuple[Tensor, ...]:
-        chosen = self.order.indices(step)
-        return self.pixels["train"][chosen].T.unsqueeze(-1).contiguous(), self.labels["train"][chosen]
-
-    def loss(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        pixels, labels = batch
-        return {"loss": F.cross_entropy(self.model(pixels, self.noise), labels)}
+    def logits(self, inputs: Tensor) -> Tensor:
+        """(B, T) pixels -> (B, 10)."""
+        return self.model(inputs.T.unsqueeze(-1).contiguous(), self.noise if self.model.training else 0.0)
 
     def evaluate(self, split: str) -> dict[str, float]:
-        most = self.examples[split] if split == "test" else self.recipe.model.evaluation_examples
-        pixels, labels = self.pixels[split][:most], self.labels[split][:most]
-        nll, errors = 0.0, 0.0
-        for x, y in zip(pixels.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True):
-            logits = self.model(x.T.unsqueeze(-1).contiguous(), 0.0)
-            nll += float(F.cross_entropy(logits, y, reduction="sum"))
-            errors += wrong(logits, y)
-        return {"nll": nll / len(labels), "accuracy": 100 * (len(labels) - errors) / len(labels)}
+        count = self.examples[split]
+        if split != "test":
+            count = min(count, self.recipe.model.evaluation_examples)
+        nll, errors = self.answers(split, EVALUATION_BATCH, count)
+        return {"nll": nll, "accuracy": 100 * (count - errors) / count}

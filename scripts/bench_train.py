@@ -23,9 +23,9 @@ STEPS = {"mnist_b128": 60, "mnist_b4": 400}
 
 def bare_loop(recipe: Recipe, task: Mnist, steps: int) -> float:
     """What anyone would write: the same model, data and optimizer, and nothing else. Returns steps per second."""
-    model = mlp(task.images["train"].shape[1], recipe.norm.name, recipe.model)
+    model = mlp(task.inputs["train"].shape[1], recipe.norm.name, recipe.model)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.001, fused=True)
-    images, labels, size = task.images["train"], task.labels["train"], recipe.train.batch_size
+    images, labels, size = task.inputs["train"], task.labels["train"], recipe.train.batch_size
     order = torch.randperm(len(images)).repeat(1 + steps * size // len(images))
     begun = time.perf_counter()
     for step in range(steps):

@@ -291,13 +291,13 @@ def test_the_whitening_sees_only_the_training_images(recipe: Make) -> None:
     pictures = source.load()
     plain = ConvNet(make, source, torch.device("cpu"))
     torch.testing.assert_close(
-        plain.images["train"].double().mean(0), torch.zeros(1, 24, 24).double(), rtol=0, atol=1e-5
+        plain.inputs["train"].double().mean(0), torch.zeros(1, 24, 24).double(), rtol=0, atol=1e-5
     )
     for split in ("valid", "test"):
         pictures.images[split] = 255 - pictures.images[split]
     other = ConvNet(make, type(source)("altered", "embedded", "0", lambda: pictures), torch.device("cpu"))
-    assert torch.equal(plain.images["train"], other.images["train"])
-    assert not torch.equal(plain.images["valid"], other.images["valid"])
+    assert torch.equal(plain.inputs["train"], other.inputs["train"])
+    assert not torch.equal(plain.inputs["valid"], other.inputs["valid"])
 
 
 def test_shrinking_averages_patches_and_takes_the_first_images() -> None:

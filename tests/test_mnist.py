@@ -59,10 +59,10 @@ def test_train_nll_is_of_the_first_training_digits_with_batch_norms_moving_avera
 ) -> None:
     made = recipe("experiment=mnist_b128", "norm=batch", "model.train_evaluated=50")
     task = Mnist(made, Mnist.find("embedded"), torch.device("cpu"))
-    task.model(task.images["train"][:200])  # moves the averages
+    task.model(task.inputs["train"][:200])  # moves the averages
     task.model.eval()
     with torch.no_grad():
-        logits = task.model(task.images["train"][:50])
+        logits = task.model(task.inputs["train"][:50])
         expected = F.cross_entropy(logits, task.labels["train"][:50])
         assert task.evaluate("train")["nll"] == pytest.approx(float(expected), rel=1e-5)
         made.model.train_evaluated = None

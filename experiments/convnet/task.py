@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from experiments.classification import Classification
 from experiments.convnet import pictures
 from experiments.convnet.network import ConvPool, Settings
 from ln.suite.config import Recipe
 from ln.suite.data import Source, cifar10, resolve
 from ln.suite.errors import Mistake
-from ln.suite.task import Shuffled, Task, stream_seed, wrong
+from ln.suite.task import stream_seed
 
 CLASSES = 10
 EVALUATION_BATCH = 500
@@ -34,12 +35,11 @@ def prepared(images: Tensor, examples: int, shrink: int) -> Tensor:
     return F.avg_pool2d(cifar10.scaled(images[: examples or None]), shrink)
 
 
-class ConvNet(Task):
+class ConvNet(Classification):
     Settings = Settings
     model: ConvPool
 
     def __init__(self, recipe: Recipe, source: Source, device: torch.device):
-        super().__init__(recipe, source, device)
         pictures: cifar10.Pictures = source.load()
         settings: Settings = recipe.model
         images = {
@@ -47,13 +47,11 @@ class ConvNet(Task):
             for split, part in pictures.images.items()
         }
         whiten = cifar10.zca(images["train"], pictures.ridge)
-        self.images = {split: whiten(part) for split, part in images.items()}
-        self.labels = {split: pictures.labels[split][: len(part)].to(device) for split, part in images.items()}
-        self.examples = {split: len(part) for split, part in images.items()}
-        _, channels, side, _ = self.images["train"].shape
+        inputs = {split: whiten(part) for split, part in images.items()}
+        labels = {split: pictures.labels[split][: len(part)] for split, part in images.items()}
+        super().__init__(recipe, source, device, inputs, labels)
+        _, channels, side, _ = self.inputs["train"].shape
         self.model = ConvPool(channels, side, CLASSES, recipe.norm, settings)
-        self.order = Shuffled(self.examples["train"], recipe.train.batch_size, recipe.seed, device)
-        self.steps_per_epoch = self.order.steps_per_epoch
         train = recipe.train
         self.epochs = train.epochs if train.epochs is not None else (train.steps or 0) / self.steps_per_epoch
 
@@ -65,10 +63,6 @@ class ConvNet(Task):
             "embedded": cifar10.embedded,
         }
         return resolve(request, finders)
-
-    def batch(self, step: int) -> tuple[Tensor, ...]:
-        chosen = self.order.indices(step)
-        return self.images["train"][chosen], self.labels["train"][chosen]
 
     def schedule(self, step: int, optimizer: torch.optim.Optimizer) -> None:
         """In the second half of training the learning rate falls to 0 by equal steps, one an epoch, and beta1 is 0.5.
@@ -93,32 +87,23 @@ class ConvNet(Task):
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
-            self.model.initialize(self.images["train"][chosen[:INITIALIZATION_BATCH].to(self.device)])
-
-    def loss(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        images, labels = batch
-        return {"loss": F.cross_entropy(self.model(images), labels)}
+            self.model.initialize(self.inputs["train"][chosen[:INITIALIZATION_BATCH].to(self.device)])
 
     def evaluate(self, split: str) -> dict[str, float]:
         """nll in nats and the error in percent."""
-        nll, errors = 0.0, 0.0
-        images, labels = self.images[split], self.labels[split]
-        for x, y in zip(images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True):
-            logits = self.model(x)
-            nll += float(F.cross_entropy(logits, y, reduction="sum"))
-            errors += wrong(logits, y)
-        return {"nll": nll / len(labels), "error": 100 * errors / len(labels)}
+        nll, errors = self.answers(split, EVALUATION_BATCH)
+        return {"nll": nll, "error": 100 * errors / self.examples[split]}
 
     def evaluate_once(self) -> dict[str, float]:
         """How often the units at the boundary are on, and how much their summed inputs vary, over the same in the
         centre; means over the layers that reach to the boundary."""
-        maps = pictures.activations(self.model, self.images["test"][:STATISTICS_IMAGES])
+        maps = pictures.activations(self.model, self.inputs["test"][:STATISTICS_IMAGES])
         on, variance = ([pictures.boundary_share(m) for m in per_layer] for per_layer in maps)
         return {"boundary_on": sum(on) / len(on), "boundary_variance": sum(variance) / len(variance)}
 
     def draw(self, folder: Path) -> None:
         if self.recipe.seed == 0:  # one picture per norm is enough
-            images = self.images["test"][:STATISTICS_IMAGES]
+            images = self.inputs["test"][:STATISTICS_IMAGES]
             what = f"{self.recipe.experiment}, {self.recipe.norm.traits.label}"
             title = f"{what}: {self.source.name} [{self.source.status}], {len(images)} test images"
             pictures.draw(self.model, images, title, folder / "boundary.png")

@@ -5,32 +5,27 @@ All but the growth, which is that of a network in training, is measured on rando
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from experiments.classification import Classification
 from experiments.invariance.fisher import fisher_row
 from experiments.invariance.network import Settings, network, weight_of
 from experiments.invariance.recurrence import recurrence
 from experiments.invariance.table import beyond_the_table, table_row
 from ln.suite.config import Recipe
 from ln.suite.data import Source, mnist, resolve
-from ln.suite.task import Shuffled, Task, wrong
+from ln.suite.task import wrong
 
 
-class Invariance(Task):
+class Invariance(Classification):
     Settings = Settings
     static_shapes = True
 
     def __init__(self, recipe: Recipe, source: Source, device: torch.device):
-        super().__init__(recipe, source, device)
         digits: mnist.Digits = source.load()
-        self.images = {name: images.to(device) for name, images in digits.images.items()}
-        self.labels = {name: labels.to(device) for name, labels in digits.labels.items()}
-        self.examples = {name: len(labels) for name, labels in self.labels.items()}
+        super().__init__(recipe, source, device, digits.images, digits.labels)
         self.model = network(digits.pixels, recipe.model.hidden, recipe.norm.name, torch.float32, eps=1e-5)
         self.first_norm = float(self.weight_norm())
-        self.order = Shuffled(self.examples["train"], recipe.train.batch_size, recipe.seed, device)
-        self.steps_per_epoch = self.order.steps_per_epoch
 
     @staticmethod
     def find(request: str) -> Source:
@@ -40,17 +35,9 @@ class Invariance(Task):
         """Mean length of the first layer's weight vectors."""
         return weight_of(self.model[0]).detach().norm(dim=1).mean()  # type: ignore[index]
 
-    def batch(self, step: int) -> tuple[Tensor, ...]:
-        chosen = self.order.indices(step)
-        return self.images["train"][chosen], self.labels["train"][chosen]
-
-    def loss(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        images, labels = batch
-        return {"loss": F.cross_entropy(self.model(images), labels)}
-
     def evaluate(self, split: str) -> dict[str, float]:
         """On the way, how far the weights have grown; at the end, on test inputs, the table and the Fisher blocks."""
-        logits = self.model(self.images[split])
+        logits = self.logits(self.inputs[split])
         growth = float(self.weight_norm()) / self.first_norm
         metrics = {
             "error": wrong(logits, self.labels[split]) / len(logits),
@@ -58,7 +45,7 @@ class Invariance(Task):
             "effective_rate": 1 / growth**2,  # the learning rate a scale-invariant function sees, relative to the start
         }
         if split == "test":
-            norm, images, settings = self.recipe.norm.name, self.images[split].cpu(), self.recipe.model
+            norm, images, settings = self.recipe.norm.name, self.inputs[split].cpu(), self.recipe.model
             metrics |= table_row(norm, images, settings) | fisher_row(norm, images, settings)
             metrics |= beyond_the_table(norm, images, settings) | recurrence(norm, images, settings)
         return metrics
