@@ -7,6 +7,8 @@ PYTHON ?= python3
 VENV   ?= .venv
 PY     := $(VENV)/bin/python
 UV_VERSION := 0.13.8
+UV     := $$(command -v uv || echo $(VENV)/bin/uv)
+OLDEST := .venv-oldest
 
 PROFILE ?= laptop
 export PYTHONPATH := $(CURDIR)
@@ -93,7 +95,7 @@ sweep-%: $(READY) ## Run an experiment, several runs at a time (JOBS= LAUNCHER=l
 	@$(PY) -m scripts.sweep "$$GROUP" $(chosen) $(jobs) $${LAUNCHER:+"--launcher=$$LAUNCHER"} $(overrides)
 
 ##@ Develop
-.PHONY: setup lock test lint readme gpu-check bench bench-train torture clean
+.PHONY: setup lock test test-oldest lint readme gpu-check bench bench-train torture clean
 setup: $(VENV)/.ready ## Make the environment in .venv (every other command does it by itself)
 
 # uv from the PATH where there is one, else fetched by pip into the environment.
@@ -101,15 +103,20 @@ $(VENV)/.ready: requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed; $(PYTHON) is $$($(PYTHON) -V 2>&1). Try: make PYTHON=python3.11"; exit 1; }
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@command -v uv >/dev/null || test -x $(VENV)/bin/uv || $(PY) -m pip install --quiet uv==$(UV_VERSION)
-	@uv=$$(command -v uv || echo $(VENV)/bin/uv); $$uv pip install --quiet --compile-bytecode --python $(PY) --require-hashes -r requirements.lock
+	@uv=$(UV); $$uv pip install --quiet --compile-bytecode --python $(PY) --require-hashes -r requirements.lock
 	@touch $@
 
 lock: $(VENV)/.ready ## Resolve requirements.lock again (maintainers)
-	uv=$$(command -v uv || echo $(VENV)/bin/uv); $$uv pip compile pyproject.toml --extra suite --extra dev --universal --python-version 3.11 \
+	uv=$(UV); $$uv pip compile pyproject.toml --extra suite --extra dev --universal --python-version 3.11 \
 	  --generate-hashes --no-emit-index-url --no-header --quiet -o requirements.lock
 
 test: $(READY) ## Run the tests
 	@$(PY) -m pytest -n 2 --dist loadfile $(PYTEST)
+
+test-oldest: $(READY) ## Run them with the oldest versions that pyproject.toml allows, in an environment of their own
+	@test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	@uv=$(UV); $$uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct -r pyproject.toml --extra suite --extra dev
+	@$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile $(PYTEST)
 
 lint: $(READY) ## Check style (ruff) and types (mypy)
 	@$(VENV)/bin/ruff check .
@@ -135,4 +142,4 @@ torture: $(READY) ## Kill, stop, starve and damage runs in all ways we know (som
 	@$(PY) -m tests.torture
 
 clean: ## Remove the environment and caches; results stay
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) .pytest_cache .mypy_cache .ruff_cache

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from typing import Any
 
 import torch
 
@@ -22,8 +23,8 @@ from ln.norms import NormConfig
 log = logging.getLogger("ln")
 
 _MODULES: dict[str, Backend] = {"reference": reference, "torch": plain, "native": native, "triton": triton}
-_NAMES = {module: name for name, module in _MODULES.items()}
 BACKENDS = tuple(_MODULES)
+_DECIDING = ("name", "sites", "carry_normalized", "gates")  # fields of a norm that a backend may refuse
 _LARGE_STEP = 3 << 22  # multiplications in a step, from which on better products outweigh what a call costs
 _said: set[tuple[str, str]] = set()
 _PREFERENCE = {
@@ -42,7 +43,12 @@ def load(backend: str) -> Backend:
 
 def name_of(module: Backend) -> str:
     """The name in BACKENDS of a backend's module or operator."""
-    return module.name if isinstance(module, Operator) else _NAMES[module]
+    if isinstance(module, Operator):
+        return module.name
+    for name, known in _MODULES.items():  # a dict of modules, torch.compile of torch 2.11 cannot look into
+        if known is module:
+            return name
+    raise KeyError(module)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -73,8 +79,10 @@ def _choose(backend: str, device: torch.device, dtype: torch.dtype, cell: str, c
 
 
 @gate.constant
-def _choose_name(backend: str, device: torch.device, dtype: torch.dtype, cell: str, cfg: NormConfig) -> str:
-    return name_of(_choose(backend, device, dtype, cell, cfg))
+def _choose_name(backend: str, device: torch.device, dtype: torch.dtype, cell: str, *traits: Any) -> str:
+    """traits: values of _DECIDING, since torch.compile of torch 2.11 takes no NormConfig as a constant, and of no
+    version a number that it has made dynamic."""
+    return name_of(_choose(backend, device, dtype, cell, NormConfig(**dict(zip(_DECIDING, traits, strict=True)))))
 
 
 def resolve(
@@ -88,7 +96,7 @@ def resolve(
     that cannot run such a layer here, ValueError for an unknown name.
     """
     if beyond == gate.COMPILING:
-        name = _choose_name(backend, device, dtype, cell, cfg)
+        name = _choose_name(backend, device, dtype, cell, *(getattr(cfg, field) for field in _DECIDING))
         return OPERATORS.get(name, reference)  # type: ignore[return-value]
     if beyond is not None:
         if backend == "auto":

@@ -46,6 +46,12 @@ def _transformed() -> bool:
 
 
 @constant
+def _exporting() -> bool:
+    """Whether torch.export is at work; what torch.compile of torch 2.11 makes of the call itself is always true."""
+    return torch.compiler.is_exporting()
+
+
+@constant
 def processes() -> int:
     """How many processes torch.distributed runs, 1 where it does not."""
     distributed = torch.distributed
@@ -60,7 +66,7 @@ def beyond_eager(tensors: Iterable[Tensor | None]) -> str | None:
     if _transformed():
         return "a transform of torch.func"
     if torch.compiler.is_compiling():
-        return EXPORTING if torch.compiler.is_exporting() else COMPILING
+        return EXPORTING if _exporting() else COMPILING
     if torch._C._get_tracing_state() is not None:
         return TRACING
     if forward_ad._current_level >= 0:
