@@ -116,7 +116,8 @@ test: $(READY) ## Run the tests
 test-oldest: $(READY) ## Run them with the oldest versions that pyproject.toml allows, in an environment of their own
 	@test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
 	@uv=$(UV); $$uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct -r pyproject.toml --extra suite --extra dev
-	@$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile $(PYTEST)
+	@# the page's pictures are those of the locked versions, to the byte
+	@$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile --deselect tests/test_page.py::test_the_report_is_not_stale $(PYTEST)
 
 lint: $(READY) ## Check style (ruff) and types (mypy)
 	@$(VENV)/bin/ruff check .

@@ -193,7 +193,11 @@ def test_autocast_computes_in_full_and_returns_what_torch_returns(name: str, giv
     model, theirs = (getattr(kind, name)(5, 7, dtype=dtype) for kind in (ln, nn))
     x = torch.randn(*((3, 5) if "Cell" in name else (4, 3, 5))).to(given)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside, wanted = (torch.utils._pytree.tree_leaves(m(x)) for m in (model, theirs))
+        try:
+            wanted = torch.utils._pytree.tree_leaves(theirs(x))
+        except RuntimeError as error:  # torch 2.11's LSTM on a CPU without AVX-512
+            pytest.skip(f"torch.nn.{name} itself cannot: {error}")
+        inside = torch.utils._pytree.tree_leaves(model(x))
     assert [t.dtype for t in inside] == [t.dtype for t in wanted]
     for found, exact in zip(inside, torch.utils._pytree.tree_leaves(model(x.to(dtype))), strict=True):
         assert torch.equal(found, exact.to(found.dtype))

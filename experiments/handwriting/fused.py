@@ -123,7 +123,7 @@ class _Run:
         LSTM's backward pass writes; own: what the window's does."""
         pointers = (*self.layer.pointers(self.terms, 0, 0, second, self.cells), *gradients, None, *self.own, *own)
         table = torch.empty(len(pointers), dtype=torch.int64, device=second.device)
-        write_table[(1,)](table, pointers, enable_fp_fusion=False)
+        write_table[(1,)](table, pointers, COUNT=len(pointers), enable_fp_fusion=False)
         return table
 
     def forward(self) -> Tensor:

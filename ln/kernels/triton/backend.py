@@ -64,7 +64,7 @@ def _refusal() -> str | None:
         from ln.kernels.triton.tiles import write_table
 
         table = torch.zeros(1, dtype=torch.int64, device="cuda")
-        write_table[(1,)](table, (table,), enable_fp_fusion=False)  # without a word on it Triton warns
+        write_table[(1,)](table, (table,), COUNT=1, enable_fp_fusion=False)  # without a word on it Triton warns
         # Within a capture nothing has run yet.
         if not torch.cuda.is_current_stream_capturing() and table.item() != table.data_ptr():
             return "Triton's first kernel computed something else than it should"

@@ -128,7 +128,7 @@ class Loop:
     def run(self, stretches: list[Pointers], steps: int) -> None:
         """`steps` steps, in the loop's direction; stretches: what goes into the table for each `stretch` of them."""
         for index in reversed(range(len(stretches))) if self.backward else range(len(stretches)):
-            write_table[(1,)](self.table, stretches[index], enable_fp_fusion=False)
+            write_table[(1,)](self.table, stretches[index], COUNT=len(stretches[index]), enable_fp_fusion=False)
             self._stretch(min(self.stretch, steps - index * self.stretch))
 
     def kept(self, buffer: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class Loop:
 
     def rebuild(self, steps: int, zh: Tensor, pointers: Pointers) -> None:
         """Gates and statistics of many steps at once, from zh (t, B, G) and the states around each step."""
-        write_table[(1,)](self.table, pointers, enable_fp_fusion=False)
+        write_table[(1,)](self.table, pointers, COUNT=len(pointers), enable_fp_fusion=False)
         self._forward(zh, 0, steps, save=True, state=False)
 
     def _forward(self, zh: Tensor, k: int, steps: int, save: bool, state: bool) -> None:

@@ -25,9 +25,9 @@ GIVEN = tl.constexpr(4)  # batch norm with statistics that are given
 
 
 @triton.jit(do_not_specialize_on_alignment=["pointers"])
-def write_table(table, pointers):
-    """Store the addresses of `pointers`, a tuple of tensors or None, in table."""
-    for i in tl.static_range(len(pointers)):
+def write_table(table, pointers, COUNT: tl.constexpr):
+    """Store the addresses of `pointers`, a tuple of COUNT tensors or None, in table. (Triton 3.6 has no len of it.)"""
+    for i in tl.static_range(COUNT):
         if pointers[i] is not None:
             tl.store(table + i, pointers[i].to(tl.int64))
 
