@@ -45,7 +45,7 @@ def name_of(module: Backend) -> str:
     """The name in BACKENDS of a backend's module or operator."""
     if isinstance(module, Operator):
         return module.name
-    for name, known in _MODULES.items():  # a dict of modules, torch.compile of torch 2.11 cannot look into
+    for name, known in _MODULES.items():  # torch.compile of torch 2.11 looks up no module in a dict
         if known is module:
             return name
     raise KeyError(module)
