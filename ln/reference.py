@@ -17,6 +17,8 @@ from torch.utils.checkpoint import checkpoint
 
 from ln.norms import NormConfig
 
+name = "reference"  # as a backend
+
 
 class Params(NamedTuple):
     """Parameters of one layer in one direction; None where the norm, its sites or bias=False leave one out."""

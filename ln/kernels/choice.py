@@ -15,14 +15,14 @@ from ln import reference
 from ln.kernels import gate
 from ln.kernels.contract import Backend
 from ln.kernels.native import backend as native
-from ln.kernels.operators import OPERATORS, Operator
+from ln.kernels.operators import OPERATORS
 from ln.kernels.torch import backend as plain
 from ln.kernels.triton import backend as triton
 from ln.norms import NormConfig
 
 log = logging.getLogger("ln")
 
-_MODULES: dict[str, Backend] = {"reference": reference, "torch": plain, "native": native, "triton": triton}
+_MODULES: dict[str, Backend] = {module.name: module for module in (reference, plain, native, triton)}
 BACKENDS = tuple(_MODULES)
 _DECIDING = ("name", "sites", "carry_normalized", "gates")  # fields of a norm that a backend may refuse
 _LARGE_STEP = 3 << 22  # multiplications in a step, from which on better products outweigh what a call costs
@@ -43,12 +43,7 @@ def load(backend: str) -> Backend:
 
 def name_of(module: Backend) -> str:
     """The name in BACKENDS of a backend's module or operator."""
-    if isinstance(module, Operator):
-        return module.name
-    for name, known in _MODULES.items():  # torch.compile of torch 2.11 looks up no module in a dict
-        if known is module:
-            return name
-    raise KeyError(module)
+    return module.name
 
 
 @functools.lru_cache(maxsize=1024)

@@ -18,6 +18,8 @@ from ln.reference import Params, Stats
 class Backend(Protocol):
     """A module that runs recurrent layers; what its functions compute is written in `ln.reference`."""
 
+    name: str
+
     def available(self) -> str | None:
         """Why this backend cannot be used here, or None."""
 

@@ -25,6 +25,7 @@ from ln.kernels.native.memory import MEMORY, POOL
 from ln.norms import NormConfig, Statistics, refusal
 from ln.reference import Params, Stats
 
+name = "native"
 _IMPLEMENTED = (
     Statistics("features", centred=True),
     Statistics("features", centred=False),

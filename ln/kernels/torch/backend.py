@@ -20,6 +20,7 @@ from ln.kernels.torch.sites import Setup
 from ln.norms import NormConfig, Statistics, refusal
 from ln.reference import Params, Stats
 
+name = "torch"
 _IMPLEMENTED = (
     Statistics("features", centred=True),
     Statistics("features", centred=False),

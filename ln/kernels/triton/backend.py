@@ -27,6 +27,7 @@ from ln.reference import Params, Stats
 if TYPE_CHECKING:
     from ln.kernels.triton.layer import Call
 
+name = "triton"
 _IMPLEMENTED = (
     Statistics("features", centred=True),
     Statistics("features", centred=False),
